@@ -1,0 +1,209 @@
+"""Every error Maxwell raises on purpose.
+
+    MaxwellError
+    ├── RegistryError          the file: missing, unreadable, wrong; carries every problem found
+    ├── NoEligibleLM           nothing may be chosen; carries the decision
+    │   └── UnknownName        no entry of that name (suggests near ones)
+    ├── BudgetExceeded         an entry's daily budget has no room for this call
+    ├── InputTooLong           an embedding input exceeds what the model reads
+    ├── DimensionMismatch      an embedding server returned vectors of another size than declared
+    ├── BackendError           one server, one failed exchange; carries `kind` (see `Fault`)
+    │   ├── ConnectError       no connection: refused, unreachable, DNS, TLS
+    │   ├── CallTimeout        a limit ran out: connect, first byte, idle or total
+    │   ├── StatusError        the server answered with an error
+    │   ├── DecodeError        the server answered something that is not the protocol
+    │   └── StreamBroken       the reply broke off after content had begun; carries the partial completion
+    └── AllAttemptsFailed      several servers were tried; carries each attempt's error
+
+Messages are one sentence that names the entry and what to do next. No message holds a key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from .types import Completion
+
+# What went wrong with a server, in the terms that decide what happens next.
+Fault = Literal[
+    "refused",  # no connection
+    "timeout",  # a limit ran out before content
+    "loading",  # up, but its model is not ready yet
+    "overloaded",  # 503 queue full, 529
+    "rate_limited",  # 429 that waiting mends
+    "quota",  # 429 that waiting does not mend: no credit left
+    "auth",  # 401, 403
+    "model_missing",  # the server does not have that model
+    "context_overflow",  # the request is longer than the model's context
+    "unsupported",  # the server or model cannot do this kind of request
+    "bad_request",  # the request is wrong wherever it is sent
+    "content_policy",  # refused for its content
+    "server_error",  # 5xx
+    "bad_reply",  # not the protocol
+    "broken_stream",  # cut, silent or failed after content began
+]
+
+
+class MaxwellError(Exception):
+    """Base of every error Maxwell raises on purpose."""
+
+
+class Problem:
+    """One thing wrong in a registry file.
+
+    Attributes:
+        path: Where in the document, e.g. `llms[2].capabilities.max_context`; "" for the whole file.
+        message: What is wrong, which value, what is allowed.
+        line: 1-based line, or 0 when unknown.
+        column: 1-based column, or 0 when unknown.
+    """
+
+    __slots__ = ("column", "line", "message", "path")
+
+    def __init__(self, path: str, message: str, line: int = 0, column: int = 0) -> None:
+        self.path = path
+        self.message = message
+        self.line = line
+        self.column = column
+
+    def __repr__(self) -> str:
+        return f"Problem({self.line}:{self.column} {self.path}: {self.message})"
+
+
+class RegistryError(MaxwellError):
+    """The registry could not be found, read or understood.
+
+    Attributes:
+        file: Path of the file, or "" when none was found.
+        problems: Every problem found, in file order.
+    """
+
+    def __init__(self, file: str, problems: Sequence[Problem]) -> None:
+        self.file = file
+        self.problems = list(problems)
+        super().__init__("\n".join(self.lines()))
+
+    def lines(self) -> list[str]:
+        """One line a problem: `file:line:column: path: message`."""
+        out = []
+        for p in self.problems:
+            where = f"{self.file}:{p.line}:{p.column}: " if p.line else f"{self.file}: " if self.file else ""
+            out.append(f"{where}{p.path}: {p.message}" if p.path else f"{where}{p.message}")
+        return out
+
+
+class BudgetExceeded(MaxwellError):
+    """An entry's daily budget has no room for this call.
+
+    Attributes:
+        name: The entry.
+        left: What is left today, in `unit`.
+        needed: What the call could use at most, in `unit`.
+        unit: "tokens" or "usd".
+        resets_at: When the budget starts anew.
+    """
+
+    def __init__(
+        self, name: str, *, left: float, needed: float, unit: Literal["tokens", "usd"], resets_at: datetime
+    ) -> None:
+        self.name = name
+        self.left = left
+        self.needed = needed
+        self.unit = unit
+        self.resets_at = resets_at
+        shown = (lambda v: f"${v:.4f}") if unit == "usd" else (lambda v: f"{v:,.0f} tokens")
+        super().__init__(
+            f"{name}: daily budget has {shown(max(left, 0))} left, this call may need {shown(needed)}; "
+            f"it resets at {resets_at:%Y-%m-%d %H:%M %Z}".rstrip()
+        )
+
+
+class InputTooLong(MaxwellError):
+    """An embedding input is longer than the model reads. `truncate=True` cuts it instead."""
+
+
+class DimensionMismatch(MaxwellError):
+    """An embedding server returned vectors of another size than the registry declares."""
+
+
+class BackendError(MaxwellError):
+    """One exchange with one server failed.
+
+    Attributes:
+        llm: Name of the registry entry.
+        kind: What went wrong (see `Fault`).
+        status: HTTP status, or None when there was none.
+        retry_after: Seconds the server asks to wait, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        llm: str = "",
+        kind: Fault,
+        status: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        self.llm = llm
+        self.kind: Fault = kind
+        self.status = status
+        self.retry_after = retry_after
+        self.message = message
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        return f"{self.llm}: {self.message}" if self.llm else self.message
+
+
+class ConnectError(BackendError):
+    """No connection: refused, unreachable, name not found, TLS failed."""
+
+
+class CallTimeout(BackendError):
+    """A time limit ran out."""
+
+
+class StatusError(BackendError):
+    """The server answered with an error status or an error frame."""
+
+
+class DecodeError(BackendError):
+    """The server answered something that is not the protocol."""
+
+
+class StreamBroken(BackendError):
+    """The reply broke off after content had begun.
+
+    Attributes:
+        partial: What had arrived, with usage estimated and `finish_reason` "error".
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        partial: Completion,
+        llm: str = "",
+        kind: Fault = "broken_stream",
+        status: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, llm=llm, kind=kind, status=status, retry_after=retry_after)
+        self.partial = partial
+
+
+class AllAttemptsFailed(MaxwellError):
+    """Several servers were tried and none answered.
+
+    Attributes:
+        attempts: Each attempt's error, in order.
+    """
+
+    def __init__(self, attempts: Sequence[BackendError]) -> None:
+        self.attempts = list(attempts)
+        super().__init__("no server answered: " + "; ".join(str(a) for a in self.attempts))
