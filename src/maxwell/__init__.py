@@ -1,3 +1,101 @@
-"""Maxwell: which of my language models should do this, right now?"""
+"""Maxwell: which of my language models should do this, right now?
+
+    from maxwell import get_lm
+    print(get_lm(prompt="Why is the sky blue?").generate("Why is the sky blue?"))
+
+Everything here is imported at first use, so that `import maxwell` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .errors import (
+        AllAttemptsFailed,
+        BackendError,
+        BudgetExceeded,
+        CallTimeout,
+        ConnectError,
+        DecodeError,
+        DimensionMismatch,
+        InputTooLong,
+        LedgerError,
+        MaxwellError,
+        NoEligibleLM,
+        RegistryError,
+        StatusError,
+        StreamBroken,
+        UnknownName,
+    )
+    from .handles import LLM, AsyncEmbedding, AsyncLLM, AsyncTextStream, Embedding, TextStream
+    from .lm_pool import (
+        AsyncLLMPool,
+        LLMPool,
+        get_async_embedding,
+        get_async_lm,
+        get_embedding,
+        get_lm,
+    )
+    from .types import Completion, Timings, ToolCall, Usage
+
+__all__ = [
+    "LLM",
+    "AllAttemptsFailed",
+    "AsyncEmbedding",
+    "AsyncLLM",
+    "AsyncLLMPool",
+    "AsyncTextStream",
+    "BackendError",
+    "BudgetExceeded",
+    "CallTimeout",
+    "Completion",
+    "ConnectError",
+    "DecodeError",
+    "DimensionMismatch",
+    "Embedding",
+    "InputTooLong",
+    "LLMPool",
+    "LedgerError",
+    "MaxwellError",
+    "NoEligibleLM",
+    "RegistryError",
+    "StatusError",
+    "StreamBroken",
+    "TextStream",
+    "Timings",
+    "ToolCall",
+    "UnknownName",
+    "Usage",
+    "get_async_embedding",
+    "get_async_lm",
+    "get_embedding",
+    "get_lm",
+]
+
+_HOMES = {
+    "handles": ("LLM", "AsyncEmbedding", "AsyncLLM", "AsyncTextStream", "Embedding", "TextStream"),
+    "lm_pool": (
+        "AsyncLLMPool",
+        "LLMPool",
+        "get_async_embedding",
+        "get_async_lm",
+        "get_embedding",
+        "get_lm",
+    ),
+    "types": ("Completion", "Timings", "ToolCall", "Usage"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME_OF.get(name, 'errors')}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

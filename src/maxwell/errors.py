@@ -5,6 +5,7 @@
     ├── NoEligibleLM           nothing may be chosen; carries the decision
     │   └── UnknownName        no entry of that name (suggests near ones)
     ├── BudgetExceeded         an entry's daily budget has no room for this call
+    ├── LedgerError            the usage ledger cannot be read or written
     ├── InputTooLong           an embedding input exceeds what the model reads
     ├── DimensionMismatch      an embedding server returned vectors of another size than declared
     ├── BackendError           one server, one failed exchange; carries `kind` (see `Fault`)
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from .scheduler import Decision
     from .types import Completion
 
 # What went wrong with a server, in the terms that decide what happens next.
@@ -115,11 +117,35 @@ class BudgetExceeded(MaxwellError):
         self.needed = needed
         self.unit = unit
         self.resets_at = resets_at
-        shown = (lambda v: f"${v:.4f}") if unit == "usd" else (lambda v: f"{v:,.0f} tokens")
         super().__init__(
-            f"{name}: daily budget has {shown(max(left, 0))} left, this call may need {shown(needed)}; "
+            f"{name}: daily budget has {_amount(max(left, 0), unit)} left, "
+            f"this call may need {_amount(needed, unit)}; "
             f"it resets at {resets_at:%Y-%m-%d %H:%M %Z}".rstrip()
         )
+
+
+def _amount(value: float, unit: Literal["tokens", "usd"]) -> str:
+    return f"${value:.4f}" if unit == "usd" else f"{value:,.0f} tokens"
+
+
+class NoEligibleLM(MaxwellError):
+    """Nothing may be chosen. The message names every entry with its reason, and the nearest ways out.
+
+    Attributes:
+        decision: The `scheduler.Decision` with all rejections; None where there was nothing to decide among.
+    """
+
+    def __init__(self, message: str, decision: Decision | None = None) -> None:
+        self.decision = decision
+        super().__init__(message)
+
+
+class UnknownName(NoEligibleLM):
+    """No entry of that name. The message suggests near ones."""
+
+
+class LedgerError(MaxwellError):
+    """The usage ledger cannot be read or written; nothing with a budget is called until it can."""
 
 
 class InputTooLong(MaxwellError):

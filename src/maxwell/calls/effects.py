@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from msgspec import Struct
 
-from ..types import HTTPRequest
+from maxwell.types import HTTPRequest
 
 T = TypeVar("T")
 Flow = Generator[Any, Any, T]
@@ -60,9 +60,13 @@ class Send(Struct, frozen=True):
 
 
 class Pull(Struct, frozen=True):
-    """Next bytes of the body. Result: `bytes`, empty at its clean end. Raises `TransportError`."""
+    """Next bytes of the body. Result: `bytes`, empty at its clean end. Raises `TransportError`.
+
+    `seconds` replaces the idle limit where this piece is worth a shorter wait.
+    """
 
     exchange: Any
+    seconds: float | None = None
 
 
 class Close(Struct, frozen=True):

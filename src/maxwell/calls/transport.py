@@ -17,7 +17,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from ..types import HTTPRequest
+from maxwell.types import HTTPRequest
+
 from .effects import Limits
 
 
@@ -27,8 +28,11 @@ class SyncExchange(Protocol):
     status: int
     headers: Mapping[str, str]
 
-    def read(self) -> bytes:
-        """Next bytes as they arrive; b"" at the clean end, after which the connection is back in the pool."""
+    def read(self, seconds: float | None = None) -> bytes:
+        """Next bytes as they arrive; b"" at the clean end, after which the connection is back in the pool.
+
+        `seconds` replaces the idle limit for this piece. Raises `TransportError`.
+        """
 
     def close(self) -> None:
         """Cut the exchange unless it was read to its end. Idempotent, never raises."""
@@ -40,8 +44,11 @@ class AsyncExchange(Protocol):
     status: int
     headers: Mapping[str, str]
 
-    async def read(self) -> bytes:
-        """Next bytes as they arrive; b"" at the clean end, after which the connection is back in the pool."""
+    async def read(self, seconds: float | None = None) -> bytes:
+        """Next bytes as they arrive; b"" at the clean end, after which the connection is back in the pool.
+
+        `seconds` replaces the idle limit for this piece. Raises `TransportError`.
+        """
 
     def close(self) -> None:
         """Cut the exchange unless it was read to its end. Idempotent, never raises, needs no await."""

@@ -42,7 +42,9 @@ def key_problem(spec: Spec, registry: Registry, environ: Mapping[str, str]) -> s
     """Why `spec` cannot be called for want of a key, or None when it can."""
     if spec.api_key_env is not None:
         if not registry.trusted:
-            return f"this project registry may not use api_key_env until you run `maxwell trust {registry.path}`"
+            return (
+                f"this project registry may not use api_key_env until you run `maxwell trust {registry.path}`"
+            )
         if not environ.get(spec.api_key_env):
             return f"environment variable {spec.api_key_env} is not set"
     elif is_openai(spec.api_base) and not environ.get("OPENAI_API_KEY"):

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
-from ..types import BackendName, Tier
+from maxwell.types import BackendName, Tier
 
 Text = Annotated[str, Meta(min_length=1)]
 Count = Annotated[int, Meta(ge=1)]
@@ -22,15 +22,23 @@ class Capabilities(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """What one LLM can do, as declared."""
 
     max_tokens: Annotated[int, Meta(ge=1, description="Maximum tokens in a completion.")]
-    max_context: Annotated[int, Meta(ge=1, description="Context window of one request: prompt and completion.")]
+    max_context: Annotated[
+        int, Meta(ge=1, description="Context window of one request: prompt and completion.")
+    ]
     speed_tokens_per_sec: Annotated[float, Meta(gt=0.0, description="Average generation speed.")]
     reasoning: Annotated[bool, Meta(description="Supports chain-of-thought reasoning.")] = False
     vision: Annotated[bool, Meta(description="Accepts images.")] = False
     code_specialized: Annotated[bool, Meta(description="Specialised for code.")] = False
     tools: Annotated[bool, Meta(description="Can call tools.")] = False
-    slots: Annotated[int, Meta(ge=1, description="Requests served at once; asked of the server when absent.")] | None = None
+    slots: (
+        Annotated[int, Meta(ge=1, description="Requests served at once; asked of the server when absent.")]
+        | None
+    ) = None
     prefill_tokens_per_sec: (
-        Annotated[float, Meta(gt=0.0, description="Speed of reading the prompt; 20 x speed_tokens_per_sec when absent.")]
+        Annotated[
+            float,
+            Meta(gt=0.0, description="Speed of reading the prompt; 20 x speed_tokens_per_sec when absent."),
+        ]
         | None
     ) = None
 
@@ -45,24 +53,41 @@ class LLMSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     capabilities: Capabilities
     default_temperature: Annotated[float, Meta(ge=0.0, le=1.0, description="Default sampling temperature.")]
     tags: Annotated[tuple[Text, ...], Meta(description="Semantic tags for filtering.")] = ()
-    cost_per_1k_tokens: Annotated[Price, Meta(description="US dollars per 1000 tokens, prompt and completion alike.")] = 0.0
-    cost_per_1k_prompt_tokens: Annotated[Price, Meta(description="Overrides the single price for the prompt.")] | None = None
+    cost_per_1k_tokens: Annotated[
+        Price, Meta(description="US dollars per 1000 tokens, prompt and completion alike.")
+    ] = 0.0
+    cost_per_1k_prompt_tokens: (
+        Annotated[Price, Meta(description="Overrides the single price for the prompt.")] | None
+    ) = None
     cost_per_1k_completion_tokens: (
         Annotated[Price, Meta(description="Overrides the single price for the completion.")] | None
     ) = None
     cost_per_1k_cached_tokens: (
-        Annotated[Price, Meta(description="Overrides the prompt's price for tokens served from cache.")] | None
+        Annotated[Price, Meta(description="Overrides the prompt's price for tokens served from cache.")]
+        | None
     ) = None
     tier: Annotated[Tier, Meta(description="Service tier.")] = "standard"
-    daily_budget_tokens: Annotated[int, Meta(ge=0, description="Most tokens a day; null = unlimited.")] | None = None
-    daily_budget_usd: Annotated[float, Meta(ge=0.0, description="Most US dollars a day; null = unlimited.")] | None = None
-    api_key_env: Annotated[Text, Meta(description="Environment variable that holds this host's API key.")] | None = None
-    timeout_seconds: Annotated[float, Meta(gt=0.0, description="Longest a call may take in all.")] | None = None
+    daily_budget_tokens: (
+        Annotated[int, Meta(ge=0, description="Most tokens a day; null = unlimited.")] | None
+    ) = None
+    daily_budget_usd: (
+        Annotated[float, Meta(ge=0.0, description="Most US dollars a day; null = unlimited.")] | None
+    ) = None
+    api_key_env: (
+        Annotated[Text, Meta(description="Environment variable that holds this host's API key.")] | None
+    ) = None
+    timeout_seconds: Annotated[float, Meta(gt=0.0, description="Longest a call may take in all.")] | None = (
+        None
+    )
 
     @property
     def price_prompt(self) -> float:
         """US dollars per 1000 prompt tokens."""
-        return self.cost_per_1k_tokens if self.cost_per_1k_prompt_tokens is None else self.cost_per_1k_prompt_tokens
+        return (
+            self.cost_per_1k_tokens
+            if self.cost_per_1k_prompt_tokens is None
+            else self.cost_per_1k_prompt_tokens
+        )
 
     @property
     def price_completion(self) -> float:
@@ -93,10 +118,18 @@ class EmbeddingSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tags: Annotated[tuple[Text, ...], Meta(description='Semantic tags, e.g. "default".')] = ()
     backend: Annotated[BackendName, Meta(description="Server family; found out when absent.")] | None = None
     cost_per_1k_tokens: Annotated[Price, Meta(description="US dollars per 1000 tokens.")] = 0.0
-    daily_budget_tokens: Annotated[int, Meta(ge=0, description="Most tokens a day; null = unlimited.")] | None = None
-    daily_budget_usd: Annotated[float, Meta(ge=0.0, description="Most US dollars a day; null = unlimited.")] | None = None
-    api_key_env: Annotated[Text, Meta(description="Environment variable that holds this host's API key.")] | None = None
-    timeout_seconds: Annotated[float, Meta(gt=0.0, description="Longest a call may take in all.")] | None = None
+    daily_budget_tokens: (
+        Annotated[int, Meta(ge=0, description="Most tokens a day; null = unlimited.")] | None
+    ) = None
+    daily_budget_usd: (
+        Annotated[float, Meta(ge=0.0, description="Most US dollars a day; null = unlimited.")] | None
+    ) = None
+    api_key_env: (
+        Annotated[Text, Meta(description="Environment variable that holds this host's API key.")] | None
+    ) = None
+    timeout_seconds: Annotated[float, Meta(gt=0.0, description="Longest a call may take in all.")] | None = (
+        None
+    )
 
     @property
     def price_prompt(self) -> float:
@@ -124,7 +157,10 @@ class RegistryFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         default=None, name="$schema"
     )
     budget_timezone: (
-        Annotated[str, Meta(description="IANA time zone whose midnight starts a budget day; the machine's when absent.")]
+        Annotated[
+            str,
+            Meta(description="IANA time zone whose midnight starts a budget day; the machine's when absent."),
+        ]
         | None
     ) = None
 

@@ -1,0 +1,38 @@
+"""vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from ..registry.specs import LLMSpec, Spec
+from ..types import BackendName, HTTPRequest, Message
+from .base import Backend
+
+
+class VLLMBackend(Backend):
+    """vLLM's server. Its native routes lie at the root, outside /v1."""
+
+    name: ClassVar[BackendName] = "vllm"
+    honours_grammar: ClassVar[bool] = True
+    has_tokenizer: ClassVar[bool] = True
+    truncates: ClassVar[bool] = True
+
+    def grammar_fields(self, grammar: str) -> dict[str, Any]:
+        """`structured_outputs`; `grammar` and the older `guided_grammar` are ignored with a 200."""
+        return {"structured_outputs": {"grammar": grammar}}
+
+    def tokenize(
+        self, spec: Spec, text: str, key: str | None, *, add_special: bool = False
+    ) -> HTTPRequest | None:
+        """POST /tokenize."""
+        body = {"model": spec.model, "prompt": text, "add_special_tokens": add_special}
+        return self._post(spec.api_base, "/tokenize", body, key)
+
+    def detokenize(self, spec: Spec, tokens: Sequence[int], key: str | None) -> HTTPRequest | None:
+        """POST /detokenize."""
+        return self._post(spec.api_base, "/detokenize", {"model": spec.model, "tokens": tokens}, key)
+
+    def count_chat(self, spec: LLMSpec, messages: Sequence[Message], key: str | None) -> HTTPRequest | None:
+        """POST /tokenize with messages."""
+        return self._post(spec.api_base, "/tokenize", {"model": spec.model, "messages": messages}, key)

@@ -1,0 +1,208 @@
+"""Embedding calls as flows: batches in order, verified dimension, exact truncation or a clear refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from maxwell.backends.base import Backend
+from maxwell.errors import BackendError, DecodeError, DimensionMismatch, InputTooLong, StatusError
+from maxwell.health import Health
+from maxwell.registry.specs import EmbeddingSpec
+from maxwell.tokens import estimate, text_upper_bound, utf8_length
+from maxwell.types import Usage
+
+from .accounts import Account
+from .attempt import limits_for
+from .failures import refusal, transport_failure
+from .effects import Flow, TransportError
+from .probe import COUNT_LIMITS, fetch
+from .state import Entry, PoolState
+
+BATCH_ITEMS = 256  # OpenAI takes 2048, llama.cpp and vLLM any number; small batches keep a failure cheap
+BATCH_BYTES = 256 * 1024  # about 64k tokens; OpenAI takes 300k a request
+MOST_REPLY = 512 * 1024 * 1024
+
+SPECIAL_TOKENS = 4  # more than any embedding model puts around a text
+
+Input = str | list[int]
+
+
+def embed(
+    state: PoolState,
+    entry: Entry,
+    texts: Sequence[str],
+    *,
+    truncate: bool = False,
+    seconds: float | None = None,
+) -> Flow[list[list[float]]]:
+    """One vector a text, in order.
+
+    Args:
+        state: The pool's state.
+        entry: The embedding.
+        texts: What to embed; none may be empty.
+        truncate: Cut a text that is too long to the model's limit, by the server's own tokens.
+        seconds: Longest the whole call may take; None = the entry's own limit an exchange.
+
+    Raises:
+        ValueError: A text is empty.
+        InputTooLong: A text is too long, or cannot be cut exactly because the server has no tokenizer.
+        DimensionMismatch: The server's vectors have another size than declared.
+        BudgetExceeded: The daily budget has no room.
+        BackendError: The exchange failed.
+    """
+    for i, text in enumerate(texts):
+        if not text:
+            raise ValueError(f"text {i} to embed is empty")
+    deadline = None if seconds is None else state.clock.monotonic() + seconds
+    vectors: list[list[float]] = []
+    for start, batch in _batches(texts):
+        vectors += yield from _embed_batch(state, entry, batch, start, truncate, deadline)
+    return vectors
+
+
+def _batches(texts: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """Consecutive runs small enough for one request, each with the index of its first text."""
+    batch: list[str] = []
+    size = start = 0
+    for i, text in enumerate(texts):
+        length = utf8_length(text)
+        if batch and (len(batch) >= BATCH_ITEMS or size + length > BATCH_BYTES):
+            yield start, batch
+            batch, size, start = [], 0, i
+        batch.append(text)
+        size += length
+    if batch:
+        yield start, batch
+
+
+def _embed_batch(
+    state: PoolState, entry: Entry, batch: list[str], start: int, truncate: bool, deadline: float | None
+) -> Flow[list[list[float]]]:
+    """One request; where one input is too long, it is cut or named."""
+    spec = entry.spec
+    assert isinstance(spec, EmbeddingSpec)
+    if entry.key_problem is not None:
+        raise StatusError(entry.key_problem, llm=spec.name, kind="auth")
+    health = state.known(entry)
+    backend = entry.backend(health)
+    limit = _limit(entry, health)
+    inputs: list[Input] = list(batch)
+    if truncate and not backend.truncates:
+        inputs = yield from _cut(entry, backend, batch, start, limit)
+    truncate_to = limit if truncate and backend.truncates else None
+    worst = sum(text_upper_bound(text) for text in batch)
+    account = Account.open(state, entry, worst, 0, may_shrink=False)
+    used = Usage(sum(estimate(utf8_length(text)) for text in batch), 0, estimated=True)
+    sent = True
+    try:
+        request = backend.embed(spec, inputs, entry.endpoint.key, truncate_to=truncate_to)
+        status, headers, body = yield from fetch(request, limits_for(state, spec, deadline), MOST_REPLY)
+        if status != 200:
+            sent = False
+            raise refusal(state, entry, backend, status, headers, body)
+        try:
+            reply = backend.decode_embeddings(body, len(batch))
+        except ValueError as error:
+            raise DecodeError(f"not an embeddings reply: {error}", llm=spec.name, kind="bad_reply") from error
+        used = reply.usage or used
+        account.settle(used)
+    except TransportError as error:
+        sent = error.stage not in ("refused", "connect")
+        raise _noted(state, entry, transport_failure(spec.name, error)) from error
+    except StatusError as error:
+        _noted(state, entry, error)
+        if error.kind != "context_overflow":
+            raise
+        raise (yield from _too_long(entry, backend, batch, start, limit)) from error
+    finally:
+        # After a success this does nothing; any other way out books what may have been used.
+        if sent:
+            account.settle(used)
+        else:
+            account.release()
+    state.health.note_success(entry.endpoint)
+    _check_dimension(spec, reply.vectors)
+    return reply.vectors
+
+
+def _noted(state: PoolState, entry: Entry, error: BackendError) -> BackendError:
+    state.health.note_fault(entry.endpoint, error.kind, error.message, error.retry_after)
+    return error
+
+
+def _limit(entry: Entry, health: Health | None) -> int:
+    """Most tokens of one input: the declared number, or the server's when smaller."""
+    spec = entry.spec
+    assert isinstance(spec, EmbeddingSpec)
+    told = None
+    if health is not None:
+        served = entry.backend(health).serves(spec.model, health.models)
+        told = (served.context if served else None) or health.context
+    return min(spec.max_context, told or spec.max_context)
+
+
+def _check_dimension(spec: EmbeddingSpec, vectors: list[list[float]]) -> None:
+    for vector in vectors:
+        if len(vector) != spec.dimension:
+            raise DimensionMismatch(
+                f"{spec.name}: declared dimension {spec.dimension}, but the server returned {len(vector)}; "
+                f"set dimension to {len(vector)} in the registry if this is the model you mean"
+            )
+
+
+def _cut(entry: Entry, backend: Backend, batch: list[str], start: int, limit: int) -> Flow[list[Input]]:
+    """The batch with every over-long text replaced by its first `limit` tokens, as the server counts them.
+
+    The special tokens that the server puts around a text are counted and kept.
+    """
+    inputs: list[Input] = list(batch)
+    for i, text in enumerate(batch):
+        if text_upper_bound(text) + SPECIAL_TOKENS <= limit:
+            continue
+        whole = yield from _tokens(entry, backend, text, special=True)
+        if whole is None:
+            raise InputTooLong(
+                f"{entry.spec.name}: text {start + i} cannot be cut exactly, because its server has no tokenizer; "
+                f"shorten it to {limit} tokens"
+            )
+        if len(whole) <= limit:
+            continue
+        plain = yield from _tokens(entry, backend, text, special=False)
+        inputs[i] = _shortened(whole, plain or whole, limit)
+    return inputs
+
+
+def _shortened(whole: list[int], plain: list[int], limit: int) -> list[int]:
+    """`whole`, special tokens included, with as much taken from the end of the text as is too much."""
+    extra = len(whole) - len(plain)
+    for before in range(extra + 1):
+        if whole[before : before + len(plain)] == plain:
+            after = whole[before + len(plain) :]
+            return whole[:before] + plain[: limit - extra] + after
+    return whole[:limit]
+
+
+def _tokens(entry: Entry, backend: Backend, text: str, *, special: bool) -> Flow[list[int] | None]:
+    """Token ids of `text` by the server's own tokenizer, or None where it has none."""
+    request = backend.tokenize(entry.spec, text, entry.endpoint.key, add_special=special)
+    if request is None:
+        return None
+    try:
+        status, _, body = yield from fetch(request, COUNT_LIMITS)
+        return backend.decode_tokens(body) if status == 200 else None
+    except (TransportError, ValueError):
+        return None
+
+
+def _too_long(
+    entry: Entry, backend: Backend, batch: list[str], start: int, limit: int
+) -> Flow[InputTooLong]:
+    """Say which text is too long, counted by the server's tokenizer where it has one."""
+    longest = max(range(len(batch)), key=lambda i: utf8_length(batch[i]))
+    counted = yield from _tokens(entry, backend, batch[longest], special=True)
+    size = f"{len(counted)} tokens" if counted else f"{utf8_length(batch[longest]):,} bytes"
+    return InputTooLong(
+        f"{entry.spec.name}: text {start + longest} ({size}) is longer than the model reads "
+        f"(limit {limit} tokens); shorten it or pass truncate=True"
+    )

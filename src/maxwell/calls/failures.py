@@ -1,0 +1,59 @@
+"""What went wrong below and at HTTP, in the terms of calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from maxwell.backends.base import Backend
+from maxwell.calls.effects import Close, Exchange, Flow, Pull, TransportError
+from maxwell.calls.reply import Reply
+from maxwell.calls.state import Entry, PoolState
+from maxwell.errors import BackendError, CallTimeout, ConnectError, StatusError, StreamBroken
+
+MOST_ERROR_BODY = 64 * 1024  # bytes of an error reply that are looked at
+
+
+def refusal(
+    state: PoolState, entry: Entry, backend: Backend, status: int, headers: Mapping[str, str], body: bytes
+) -> StatusError:
+    """The server's refusal as our error, keys struck out."""
+    key = entry.endpoint.key
+    secrets = () if key is None else (key,)
+    return backend.refusal(status, headers, body, entry.spec.name, now=state.clock.time(), secrets=secrets)
+
+
+def error_body(exchange: Exchange) -> Flow[bytes]:
+    """The body of an error reply; one that breaks off is as good as what came of it."""
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        while size < MOST_ERROR_BODY and (piece := (yield Pull(exchange))):
+            pieces.append(piece)
+            size += len(piece)
+    except TransportError:
+        pass
+    yield Close(exchange)
+    return b"".join(pieces)
+
+
+def transport_failure(name: str, error: TransportError) -> BackendError:
+    """A failure below HTTP."""
+    if error.stage in ("connect", "refused"):
+        return ConnectError(str(error), llm=name, kind="refused")
+    if error.stage == "closed":
+        return ConnectError(str(error), llm=name, kind="server_error")
+    return CallTimeout(str(error), llm=name, kind="timeout")
+
+
+def broken(error: BackendError, reply: Reply, now: float) -> BackendError:
+    """`error`; or, once content has begun, the same told with what had come: it must not be repeated silently."""
+    if not reply.has_content:
+        return error
+    partial = reply.completion(now, [reply.spec.name], finish_reason="error")
+    return StreamBroken(
+        f"the reply broke off after {len(partial.text)} characters: {error.message}",
+        partial=partial,
+        llm=error.llm or reply.spec.name,
+        status=error.status,
+        retry_after=error.retry_after,
+    )

@@ -1,0 +1,120 @@
+"""One streamed chat reply as it arrives: what has come, whether it ended well, what it used."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from maxwell.backends import wire
+from maxwell.registry.specs import LLMSpec
+from maxwell.types import Completion, Timings, ToolCall, Usage
+
+from .accounts import cost_usd
+
+# Without the server's count, a token is taken to be at least 3 bytes of text: more tokens rather than fewer.
+BYTES_PER_SEEN_TOKEN = 3
+
+
+class Reply:
+    """Gathers the chunks of one reply.
+
+    Args:
+        spec: Who answers.
+        prompt_estimate: Likely prompt tokens, for a server that does not report usage.
+        began: When the request was sent, on the monotonic clock.
+    """
+
+    def __init__(self, spec: LLMSpec, prompt_estimate: int, began: float) -> None:
+        self.spec = spec
+        self.finish_reason: str | None = None
+        self.error: Any = None
+        self._prompt_estimate = prompt_estimate
+        self._began = began
+        self._first: float | None = None
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._tools: dict[int, list[str]] = {}  # index -> id, name, arguments
+        self._usage: wire.WireUsage | None = None
+        self._timings: wire.WireTimings | None = None
+        self._model = ""
+        self._chunks = 0
+
+    @property
+    def has_content(self) -> bool:
+        """Whether anything of the reply itself has come: text, reasoning or a tool call."""
+        return self._first is not None
+
+    def add(self, chunk: wire.Chunk, now: float) -> str:
+        """Take in one chunk; returns the text it adds, which may be empty."""
+        if chunk.error is not None:
+            self.error = chunk.error
+            return ""
+        if chunk.usage is not None:
+            self._usage = chunk.usage
+        if chunk.timings is not None:
+            self._timings = chunk.timings
+        if chunk.model:
+            self._model = chunk.model
+        added = ""
+        for choice in chunk.choices or ():
+            if choice.index:  # Maxwell asks for one choice; a second one would be somebody else's text
+                continue
+            delta = choice.delta or choice.message
+            if delta is not None:
+                added += self._take(delta, now)
+            if choice.finish_reason:
+                self.finish_reason = choice.finish_reason
+        return added
+
+    def _take(self, delta: wire.Delta, now: float) -> str:
+        text = delta.content or delta.refusal or ""
+        reasoning = delta.reasoning_content or delta.reasoning
+        if not (text or reasoning or delta.tool_calls):
+            return ""
+        self._chunks += 1
+        if self._first is None:
+            self._first = now
+        if text:
+            self._text.append(text)
+        if reasoning:
+            self._reasoning.append(reasoning)
+        for call in delta.tool_calls or ():
+            known = self._tools.setdefault(call.index or 0, ["", "", ""])
+            known[0] = known[0] or call.id or ""
+            if call.function is not None:
+                known[1] = known[1] or call.function.name or ""
+                known[2] += call.function.arguments or ""
+        return text
+
+    @property
+    def usage(self) -> Usage:
+        """What the server reported, else a careful count of what was seen, marked `estimated`."""
+        reported = wire.usage_of(self._usage, self._timings)
+        if reported is not None:
+            return reported
+        seen = sum(len(t.encode("utf-8", "replace")) for t in (*self._text, *self._reasoning))
+        seen += sum(len(c[1]) + len(c[2]) for c in self._tools.values())
+        completion = max(self._chunks, math.ceil(seen / BYTES_PER_SEEN_TOKEN))
+        return Usage(self._prompt_estimate, completion, estimated=True)
+
+    def completion(self, now: float, attempts: list[str], *, finish_reason: str | None = None) -> Completion:
+        """The reply as the caller gets it."""
+        usage = self.usage
+        timings = self._timings
+        return Completion(
+            text="".join(self._text),
+            reasoning="".join(self._reasoning),
+            tool_calls=[ToolCall(*self._tools[i]) for i in sorted(self._tools)],
+            finish_reason=finish_reason or self.finish_reason or "",
+            usage=usage,
+            cost_usd=cost_usd(self.spec, usage),
+            timings=Timings(
+                total_seconds=now - self._began,
+                first_token_seconds=None if self._first is None else self._first - self._began,
+                prompt_tokens_per_sec=timings.prompt_per_second if timings else None,
+                completion_tokens_per_sec=timings.predicted_per_second if timings else None,
+            ),
+            llm=self.spec.name,
+            model=self._model,
+            attempts=attempts,
+        )

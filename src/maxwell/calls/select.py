@@ -1,0 +1,181 @@
+"""Choosing as a flow: use what is known, ask only what is not, stop as soon as the answer is certain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from maxwell.errors import NoEligibleLM
+from maxwell.explain import refusal
+from maxwell.health import Health
+from maxwell.registry.specs import EmbeddingSpec
+from maxwell.scheduler import Decision, Request, Scored, decide
+from maxwell.tokens import TEMPLATE_TOKENS_PER_MESSAGE
+
+from .effects import Flow, Gather, Limits, TransportError
+from .probe import PROBE_SECONDS, ask_all, fetch
+from .state import Entry, PoolState, with_tokens
+
+# An estimate this close to the limit is worth asking the server's tokenizer: bytes / 4 is off by up to
+# half on code and on languages other than English.
+NEAR_LEAST, NEAR_MOST = 0.7, 1.6
+MOST_COUNTS = 3  # servers asked at once to count one prompt
+
+
+def choose(
+    state: PoolState, request: Request, *, name: str | None = None, prompt: str | None = None
+) -> Flow[Decision]:
+    """The decision for `request`, asking endpoints of unknown state first.
+
+    Args:
+        state: The pool's state.
+        request: What is wanted.
+        name: The only entry that may be chosen.
+        prompt: The prompt's text, to have it counted where the estimate is near a limit.
+
+    Raises:
+        UnknownName: No such entry.
+        ValueError: A requirement is out of range.
+    """
+    entries = state.llms if name is None else [state.llm(name)]
+    yield from _learn(state, entries, request)
+    decision = decide(state.candidates(entries), request, named=name is not None)
+    if prompt is not None:
+        counted = yield from _count(state, decision, prompt)
+        if counted:
+            exact = with_tokens(request, counted)
+            decision = decide(state.candidates(entries), exact, named=name is not None)
+    return decision
+
+
+def insist(state: PoolState, decision: Decision) -> Decision:
+    """`decision` if it has a winner. Raises `NoEligibleLM` otherwise."""
+    if decision.ranked:
+        return decision
+    names = [no.spec.name for no in decision.rejected]
+    raise NoEligibleLM(refusal(state.candidates([state.llm(n) for n in names]), decision), decision)
+
+
+def _learn(state: PoolState, entries: Sequence[Entry], request: Request) -> Flow[None]:
+    """Ask the endpoints whose state matters and is not known; refresh old ones in the background."""
+    hopeful = _hopeful(state, entries, request)
+    ranking = [state.llm(s.spec.name) for s in hopeful.ranked]
+    unknown = [e.endpoint for e in ranking if state.known(e) is None]
+    if unknown:
+
+        def certain() -> bool:
+            """Whether the best that can still win is known to be eligible."""
+            for entry in ranking:
+                if state.known(entry) is None:
+                    return False
+                if decide(state.candidates([entry]), request).ranked:
+                    return True
+            return True
+
+        yield from ask_all(unknown, state.health, state.clock, enough=certain)
+        return
+    old = [e.endpoint for e in ranking if not state.is_fresh(e)]
+    if old:
+        yield from ask_all(old, state.health, state.clock, seconds=0.0)
+
+
+def _hopeful(state: PoolState, entries: Sequence[Entry], request: Request) -> Decision:
+    """The decision if every endpoint of unknown state were up: nothing else needs to be asked."""
+    candidates = []
+    for candidate in state.candidates(entries):
+        if candidate.state == "unknown" and candidate.blocked is None:
+            candidate = msgspec.structs.replace(candidate, state="up")
+        candidates.append(candidate)
+    return decide(candidates, request)
+
+
+def _count(state: PoolState, decision: Decision, prompt: str) -> Flow[dict[str, int]]:
+    """Exact prompt sizes from the servers whose limit the estimate comes near."""
+    names = [s.spec.name for s in decision.ranked[:1] if _near(_total(s), s.context)]
+    names += [r.spec.name for r in decision.rejected if r.reason == "context" and _near(r.need, r.have)]
+    flows = []
+    asked = []
+    for name in names[:MOST_COUNTS]:
+        entry = state.llm(name)
+        health = state.known(entry)
+        if health is None or health.state != "up":
+            continue
+        flows.append(count_text(entry, health, prompt))
+        asked.append(name)
+    if not flows:
+        return {}
+    results = yield Gather(flows, PROBE_SECONDS, lambda: False)
+    return {name: n for name, n in zip(asked, results, strict=True) if isinstance(n, int)}
+
+
+def _total(scored: Scored) -> int:
+    return scored.prompt_tokens + scored.completion_tokens
+
+
+def _near(total: float, context: float) -> bool:
+    return NEAR_LEAST * context <= total <= NEAR_MOST * context
+
+
+def count_text(entry: Entry, health: Health | None, text: str) -> Flow[int | None]:
+    """Tokens of `text` as the entry's server counts them, chat template allowed for; None = it cannot tell."""
+    backend = entry.backend(health)
+    request = backend.tokenize(entry.spec, text, entry.endpoint.key)
+    if request is None:
+        return None
+    limits = Limits(connect=PROBE_SECONDS, first_byte=PROBE_SECONDS, idle=PROBE_SECONDS, total=PROBE_SECONDS)
+    try:
+        status, _, body = yield from fetch(request, limits)
+        if status != 200:
+            return None
+        return len(backend.decode_tokens(body)) + TEMPLATE_TOKENS_PER_MESSAGE
+    except (TransportError, ValueError):  # the estimate stands
+        return None
+
+
+def choose_embedding(state: PoolState, name_or_tag: str | None) -> Flow[Entry]:
+    """The embedding of that name, else the first usable one with that tag; None = tag "default", else any.
+
+    Raises:
+        UnknownName: Nothing has that name or tag.
+        NoEligibleLM: What has it cannot be used.
+    """
+    if name_or_tag is None:
+        entries = [e for e in state.embeddings if "default" in e.spec.tags] or state.embeddings
+    else:
+        entries = state.embedding_entries(name_or_tag)
+    if not entries:
+        raise NoEligibleLM("no embedding can be chosen: the registry declares none")
+    unknown = [e.endpoint for e in entries if state.known(e) is None]
+    if unknown:
+
+        def certain() -> bool:
+            for entry in entries:
+                if state.known(entry) is None:
+                    return False
+                if not embedding_problem(state, entry):
+                    return True
+            return True
+
+        yield from ask_all(unknown, state.health, state.clock, enough=certain)
+    problems = []
+    for entry in entries:
+        problem = embedding_problem(state, entry)
+        if not problem:
+            return entry
+        problems.append(f"{entry.spec.name}: {problem}")
+    raise NoEligibleLM("no embedding can be chosen: " + "; ".join(problems))
+
+
+def embedding_problem(state: PoolState, entry: Entry) -> str:
+    """Why the embedding cannot be used now, or ""."""
+    assert isinstance(entry.spec, EmbeddingSpec)
+    health = state.known(entry)
+    _, words = entry.blocked_by(health)
+    if words:
+        return words
+    if health is None:
+        return "no answer to the health check"
+    if health.state not in ("up", "asleep"):
+        return health.detail or health.state
+    return state.budget_problem(entry)

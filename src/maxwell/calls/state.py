@@ -1,0 +1,219 @@
+"""What all calls of one pool share: registry, health, ledger, clock, and each entry as it stands now."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+
+import msgspec
+
+from maxwell.backends import get_backend
+from maxwell.backends.base import Backend
+from maxwell.clock import Clock
+from maxwell.errors import LedgerError, UnknownName
+from maxwell.health import Endpoint, Health, HealthBook
+from maxwell.ledger import Ledger, Used, budget_day, resets_at, zone
+from maxwell.registry.endpoints import api_key, key_problem, root
+from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Registry, Spec
+from maxwell.scheduler import Candidate, Decision, Request, decide, duration
+
+
+class Entry:
+    """One declared LLM or embedding in use: its spec, where it lives, how it is spoken to.
+
+    Attributes:
+        spec: The declaration.
+        index: Its place in the registry.
+        endpoint: Its server, with the key this user sends.
+        key_problem: Why there is no key although one is needed, or None.
+    """
+
+    __slots__ = ("_declared", "_seen", "candidate", "endpoint", "index", "key_problem", "spec")
+
+    def __init__(self, spec: Spec, index: int, registry: Registry, environ: Mapping[str, str]) -> None:
+        self.spec = spec
+        self.index = index
+        self.endpoint = Endpoint(root(spec.api_base), spec.backend, api_key(spec, registry, environ))
+        self.key_problem = key_problem(spec, registry, environ)
+        self._declared = get_backend(spec.backend or "openai")
+        self._seen: object = self  # no health looks like this: the first refresh always takes place
+        self.candidate = Candidate(spec=spec, index=index) if isinstance(spec, LLMSpec) else None
+
+    def backend(self, health: Health | None = None) -> Backend:
+        """How to speak to it; an entry that names no backend is spoken to as what its server says it is."""
+        if self.spec.backend is None and health is not None and health.family in ("llamacpp", "vllm"):
+            return get_backend(health.family)
+        return self._declared
+
+    def blocked_by(self, health: Health | None) -> tuple[str, str]:
+        """Why it cannot be used although its server may be up: (reason, words), or two empty strings."""
+        if self.key_problem is not None:
+            return "key", self.key_problem
+        if health is None or not health.models:
+            return "", ""
+        backend = self.backend(health)
+        if backend.serves(self.spec.model, health.models) is not None:
+            return "", ""
+        if backend.answers_any_name and len(health.models) == 1:
+            return "", ""
+        served = ", ".join(m.id for m in health.models[:3]) + (", ..." if len(health.models) > 3 else "")
+        return "model_missing", f"{self.endpoint.root} does not serve {self.spec.model}; it serves {served}"
+
+    def refresh(self, health: Health | None) -> Candidate:
+        """This LLM as the scheduler is to see it."""
+        candidate = self.candidate
+        assert candidate is not None
+        if health is self._seen:
+            return candidate
+        can = candidate.spec.capabilities
+        reason, words = self.blocked_by(health)
+        candidate.blocked = reason or None  # type: ignore[assignment]
+        candidate.state = "unknown" if health is None else health.state
+        candidate.detail = words or ("no answer to the health check" if health is None else health.detail)
+        told = None
+        if health is not None:
+            served = self.backend(health).serves(self.spec.model, health.models)
+            told = (served.context if served else None) or health.context
+        candidate.context = min(can.max_context, told or can.max_context)
+        candidate.honours_grammar = self.backend(health).honours_grammar
+        self._seen = health
+        return candidate
+
+
+class PoolState:
+    """Everything a flow may ask about the pool.
+
+    Args:
+        registry: The declared entries.
+        health: What is known of their endpoints.
+        ledger: What they used.
+        clock: Tells the time.
+        environ: Where API keys are found.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        health: HealthBook,
+        ledger: Ledger,
+        clock: Clock,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        environ = os.environ if environ is None else environ
+        self.registry = registry
+        self.health = health
+        self.ledger = ledger
+        self.clock = clock
+        self.zone = zone(registry.budget_timezone)
+        self.llms = [Entry(spec, i, registry, environ) for i, spec in enumerate(registry.llms)]
+        self.embeddings = [Entry(spec, i, registry, environ) for i, spec in enumerate(registry.embeddings)]
+        self._by_name = {e.spec.name: e for e in (*self.llms, *self.embeddings)}
+        self._budgeted = [e for e in self.llms if has_budget(e.spec)]
+
+    def llm(self, name: str) -> Entry:
+        """The LLM of that name. Raises `UnknownName`."""
+        entry = self._by_name.get(name)
+        if entry is None or not isinstance(entry.spec, LLMSpec):
+            raise UnknownName(self._unknown(name, self.llms, "LLM"))
+        return entry
+
+    def embedding_entries(self, name_or_tag: str) -> list[Entry]:
+        """The embedding of that name, else all with that tag, in registry order. Raises `UnknownName`."""
+        named = [e for e in self.embeddings if e.spec.name == name_or_tag]
+        found = named or [e for e in self.embeddings if name_or_tag in e.spec.tags]
+        if not found:
+            raise UnknownName(self._unknown(name_or_tag, self.embeddings, "embedding"))
+        return found
+
+    @staticmethod
+    def _unknown(name: str, entries: Sequence[Entry], what: str) -> str:
+        names = [e.spec.name for e in entries]
+        if not names:
+            return f"no {what} {name!r}: the registry declares none"
+        if what == "embedding":
+            names += sorted({tag for e in entries for tag in e.spec.tags})
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(names[:8])}"
+        return f"no {what} {name!r}; {hint}"
+
+    def known(self, entry: Entry) -> Health | None:
+        """Usable health of the entry's endpoint, or None."""
+        return self.health.get(entry.endpoint, self.clock.time())
+
+    def is_fresh(self, entry: Entry) -> bool:
+        """Whether the entry's endpoint needs no new probe yet."""
+        known = self.known(entry)
+        return known is not None and self.health.is_fresh(known)
+
+    def budget_problem(self, entry: Entry) -> str:
+        """Why the entry's daily budget forbids any call now, or ""."""
+        if not has_budget(entry.spec):
+            return ""
+        now = self.clock.time()
+        try:
+            used = self.ledger.used(self.today(now)).get(entry.spec.name, Used())
+        except LedgerError as error:
+            return str(error)
+        if all(left is None or left > 0 for left in budget_left(entry.spec, used)):
+            return ""
+        return (
+            f"daily budget is used up; it resets in {duration(resets_at(now, self.zone).timestamp() - now)}"
+        )
+
+    def candidates(self, entries: Iterable[Entry]) -> list[Candidate]:
+        """LLM entries as they stand now: health, real context, budget left."""
+        now = self.clock.time()
+        get = self.health.get
+        found = [entry.refresh(get(entry.endpoint, now)) for entry in entries]
+        if self._budgeted:
+            self._fill_budgets(now)
+        return found
+
+    def _fill_budgets(self, now: float) -> None:
+        try:
+            books = self.ledger.used(self.today(now))
+        except LedgerError as error:
+            # Fail closed: without books nothing with a budget may be called.
+            for entry in self._budgeted:
+                assert entry.candidate is not None
+                entry.candidate.blocked, entry.candidate.detail = "budget_unknown", str(error)
+                entry._seen = entry  # the reason must be looked at again next time
+            return
+        resets_in = resets_at(now, self.zone).timestamp() - now
+        for entry in self._budgeted:
+            candidate = entry.candidate
+            assert candidate is not None
+            left = budget_left(candidate.spec, books.get(candidate.spec.name, Used()))
+            candidate.tokens_left, candidate.usd_left = left
+            candidate.resets_in = resets_in
+
+    def decide(self, request: Request, *, name: str | None = None) -> Decision:
+        """Choose among what is known now; endpoints never asked count as down."""
+        entries = self.llms if name is None else [self.llm(name)]
+        return decide(self.candidates(entries), request, named=name is not None)
+
+    def today(self, now: float | None = None) -> date:
+        """The budget day it is."""
+        return budget_day(self.clock.time() if now is None else now, self.zone)
+
+
+def has_budget(spec: Spec) -> bool:
+    """Whether the entry may use only so much a day."""
+    return spec.daily_budget_tokens is not None or spec.daily_budget_usd is not None
+
+
+def budget_left(spec: LLMSpec | EmbeddingSpec, used: Used) -> tuple[int | None, float | None]:
+    """Tokens and US dollars left today; None = unlimited."""
+    tokens, usd = spec.daily_budget_tokens, spec.daily_budget_usd
+    return (
+        None if tokens is None else tokens - used.tokens - used.held_tokens,
+        None if usd is None else usd - used.usd - used.held_usd,
+    )
+
+
+def with_tokens(request: Request, counted: Mapping[str, int]) -> Request:
+    """`request` with exact prompt sizes for some entries."""
+    return msgspec.structs.replace(request, prompt_tokens={**request.prompt_tokens, **counted})

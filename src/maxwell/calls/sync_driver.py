@@ -1,0 +1,104 @@
+"""Runs flows on the calling thread: every effect is a blocking call."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Generator
+from typing import Any
+
+from .effects import Close, Emit, Flow, Gather, Pull, Send, Sleep, T
+from .transport import SyncExchange, SyncTransport
+
+MOST_THREADS = 256  # of one Gather: a thread waits for one endpoint
+
+
+def run(flow: Flow[T], transport: SyncTransport) -> T:
+    """Run `flow` to its end and return its result. What it emits is dropped."""
+    steps = iterate(flow, transport)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+
+def iterate(flow: Flow[T], transport: SyncTransport) -> Generator[Any, None, T]:
+    """Run `flow`, yielding what it emits; its result is the generator's return value.
+
+    However it ends (closed, abandoned, interrupted, failed), the flow is closed so that it can settle its
+    accounts, and then every exchange it left open is cut.
+    """
+    opened: list[SyncExchange] = []
+    value: Any = None
+    error: Exception | None = None
+    try:
+        while True:
+            try:
+                effect = flow.send(value) if error is None else flow.throw(error)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            value = error = None
+            kind = type(effect)
+            if kind is Emit:
+                yield effect.value
+                continue
+            try:
+                if kind is Pull:
+                    value = effect.exchange.read(effect.seconds)
+                elif kind is Send:
+                    value = transport.send(effect.request, effect.limits)
+                    opened.append(value)
+                elif kind is Close:
+                    effect.exchange.close()
+                    opened.remove(effect.exchange)
+                elif kind is Gather:
+                    value = _gather(effect, transport)
+                elif kind is Sleep:
+                    time.sleep(effect.seconds)
+                else:
+                    raise TypeError(f"not an effect: {effect!r}")
+            except Exception as caught:  # whatever an effect raises belongs to the flow
+                error = caught
+    finally:
+        try:
+            flow.close()
+        finally:
+            for exchange in opened:
+                exchange.close()
+
+
+def _gather(effect: Gather, transport: SyncTransport) -> list[Any]:
+    """Run the flows on daemon threads; those that outlast the wait end by their own limits."""
+    results: list[Any] = [None] * len(effect.flows)
+    waiting: queue.SimpleQueue[tuple[int, Flow[Any]]] = queue.SimpleQueue()
+    finished: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+    for item in enumerate(effect.flows):
+        waiting.put(item)
+
+    def work() -> None:
+        while True:
+            try:
+                index, flow = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                finished.put((index, run(flow, transport)))
+            except Exception as error:  # handed over as the flow's result
+                finished.put((index, error))
+
+    for _ in range(min(len(effect.flows), MOST_THREADS)):
+        threading.Thread(target=work, name="maxwell-gather", daemon=True).start()
+    deadline = time.monotonic() + effect.seconds
+    for _ in effect.flows:
+        if effect.enough():
+            break
+        try:
+            index, result = finished.get(timeout=max(deadline - time.monotonic(), 0.0))
+        except queue.Empty:
+            break
+        results[index] = result
+    return results

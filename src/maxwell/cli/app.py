@@ -1,0 +1,207 @@
+"""The command line's root: commands loaded when they are called, errors on one line, exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from maxwell import __version__
+
+EXIT_FAILED = 1
+EXIT_REGISTRY = 3
+EXIT_NOT_ELIGIBLE = 4
+EXIT_BUDGET = 5
+EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
+
+# name -> where the command lives, one line of help (so that `maxwell --help` imports none of them)
+_COMMANDS = {
+    "ask": ("ask_command:ask", "Ask the best LLM for this prompt and print its reply."),
+    "embed": ("embed_command:embed", "Turn texts into vectors."),
+    "list": ("list_command:list_", "Show every LLM and embedding: health, limits, price, budget left."),
+    "explain": ("explain_command:explain", "Show who would be chosen and why, without calling anybody."),
+    "check": ("check_command:check", "Check the registry and every server it names."),
+    "registry": ("registry_commands:registry", "Look at the registry file: which one, what is in it."),
+    "trust": ("registry_commands:trust_command", "Let a project's registry use your API keys."),
+    "up": ("up_command:up", "Serve a GGUF model on this machine with llama.cpp."),
+    "demo": ("demo_command:demo", "Try Maxwell out with fake servers, nothing installed or paid."),
+}
+
+_EPILOG = """\b
+Examples:
+  maxwell ask "Why is the sky blue?"
+  maxwell explain "Why is the sky blue?"
+  maxwell list
+
+\b
+Exit codes:
+  0    done
+  1    the call or the check failed
+  2    wrong usage
+  3    the registry is missing or wrong
+  4    no LLM or embedding may be chosen
+  5    the daily budget has no room, or the ledger cannot be kept
+  130  interrupted by Ctrl-C
+  141  nobody reads the output any more
+
+MAXWELL_DEBUG=1 shows tracebacks.
+"""
+
+
+class PipeGoneError(Exception):
+    """Nobody reads stdout or stderr any more."""
+
+
+class LazyGroup(click.Group):
+    """The root group. Its `main` is the one place where errors become a line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the help."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(f".{module}", __package__), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or say which one may be meant."""
+        name = args[0]
+        if name not in _COMMANDS and not name.startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(name, _COMMANDS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_COMMANDS)}"
+            raise click.UsageError(f"no command {name!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; click would end a broken pipe with 1."""
+        try:
+            value = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError as error:
+            raise PipeGoneError from error
+        return value
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command line and exit."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        _forgive_odd_characters()
+        try:
+            # A command ends with a code other than 0 by `ctx.exit(code)`, which arrives here as a value.
+            value = super().main(args, prog_name or "maxwell", complete_var, standalone_mode=False, **extra)
+        except Exception as error:
+            _end(error)
+        sys.exit(value if isinstance(value, int) else 0)
+
+
+def _end(error: Exception) -> NoReturn:
+    """Say what went wrong on one line and exit."""
+    if isinstance(error, click.Abort):
+        sys.exit(EXIT_INTERRUPTED)
+    if isinstance(error, PipeGoneError):
+        _silence()
+        sys.exit(EXIT_PIPE)
+    if os.environ.get("MAXWELL_DEBUG") == "1" and not isinstance(error, click.ClickException):
+        raise error
+    code, lines = _told(error)
+    try:
+        for line in lines:
+            click.echo(f"maxwell: error: {line}", err=True)
+    except BrokenPipeError:
+        _silence()
+    sys.exit(code)
+
+
+def _told(error: Exception) -> tuple[int, list[str]]:
+    """The exit code of an error, and its lines."""
+    from maxwell.errors import (
+        BudgetExceeded,
+        LedgerError,
+        MaxwellError,
+        NoEligibleLM,
+        RegistryError,
+    )
+
+    from .render import fold
+
+    if isinstance(error, click.ClickException):
+        message = fold(error.format_message())
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            message = f"{message.rstrip('.')}; see `{error.ctx.command_path} --help`"
+        return error.exit_code, [message]
+    if isinstance(error, RegistryError):
+        return EXIT_REGISTRY, [fold(line) for line in error.lines()]
+    if isinstance(error, NoEligibleLM):
+        return EXIT_NOT_ELIGIBLE, [fold(str(error))]
+    if isinstance(error, BudgetExceeded | LedgerError):
+        return EXIT_BUDGET, [fold(str(error))]
+    if isinstance(error, MaxwellError):
+        return EXIT_FAILED, [fold(str(error))]
+    if isinstance(error, OSError):
+        what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        return EXIT_FAILED, [fold(what)]
+    return EXIT_FAILED, [
+        fold(f"{type(error).__name__}: {error} (this is a bug; MAXWELL_DEBUG=1 shows where it happened)")
+    ]
+
+
+def _forgive_odd_characters() -> None:
+    """A character the terminal's encoding lacks is shown as "?", instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+
+
+def _silence() -> None:
+    """Let the interpreter flush into nothing at its end, since the reader is gone."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+@click.group(
+    cls=LazyGroup,
+    epilog=_EPILOG,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, message="maxwell %(version)s")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Which of my language models should do this, right now?
+
+    Maxwell reads one registry file of LLMs and embeddings. For each request the one that fits, is up, is
+    within its budget and scores best is called.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())

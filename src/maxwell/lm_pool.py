@@ -1,0 +1,268 @@
+"""The door: pools, and `get_lm` & co. on the pool of the registry that applies where the program runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+from .calls import sync_driver
+from .calls.effects import Flow
+from .calls.select import choose, choose_embedding, insist
+from .calls.state import PoolState
+from .calls.status import Status, statuses
+from .clock import Clock, SystemClock
+from .handles import LLM, AsyncEmbedding, AsyncLLM, Embedding
+from .health import HealthBook
+from .ledger import Ledger, Used
+from .registry.load import load
+from .registry.locate import find, maxwell_home
+from .registry.specs import EmbeddingSpec, LLMSpec, Registry
+from .requirements import Needs, request, requirements
+from .scheduler import Decision
+from .types import Requirements
+
+if TYPE_CHECKING:
+    from .calls.transport import AsyncTransport, SyncTransport
+
+__all__ = [
+    "AsyncLLMPool",
+    "LLMPool",
+    "get_async_embedding",
+    "get_async_lm",
+    "get_embedding",
+    "get_lm",
+]
+
+
+class _Pool:
+    """What the sync and the async pool share.
+
+    Args:
+        registry: The declared entries.
+        home: Directory of the ledger and the shared health states; default `~/.maxwell`.
+        clock: Tells the time.
+        environ: Where API keys are found; default the process's environment.
+        ledger: Where usage is booked; default SQLite in `home`.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        home: Path | None = None,
+        clock: Clock | None = None,
+        environ: Mapping[str, str] | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
+        environ = os.environ if environ is None else environ
+        home = maxwell_home(environ) if home is None else home
+        clock = clock or SystemClock()
+        self._state = PoolState(
+            registry,
+            health=HealthBook(home / "health", clock),
+            ledger=_default_ledger(home, clock) if ledger is None else ledger,
+            clock=clock,
+            environ=environ,
+        )
+
+    @property
+    def registry(self) -> Registry:
+        """The registry in use."""
+        return self._state.registry
+
+    @property
+    def llms(self) -> tuple[LLMSpec, ...]:
+        """The declared LLMs, in registry order."""
+        return self._state.registry.llms
+
+    @property
+    def embeddings(self) -> tuple[EmbeddingSpec, ...]:
+        """The declared embeddings, in registry order."""
+        return self._state.registry.embeddings
+
+    def usage(self) -> dict[str, Used]:
+        """What each entry used today, by name. Raises `LedgerError`."""
+        books = self._state.ledger.used(self._state.today())
+        names = [llm.name for llm in self.llms] + [embedding.name for embedding in self.embeddings]
+        return {name: books.get(name, Used()) for name in names}
+
+    def _choose(self, name: str | None, needs: Requirements) -> Flow[Decision]:
+        return choose(self._state, request(needs), name=name, prompt=needs.prompt)
+
+
+def _default_ledger(home: Path, clock: Clock) -> Ledger:
+    from .ledger.sqlite import SQLiteLedger
+
+    return SQLiteLedger(home, clock)
+
+
+class LLMPool(_Pool):
+    """A registry with its health and books: chooses LLMs and embeddings, for use from any thread.
+
+    Build it with `LLMPool.from_registry()`. `get_lm` and `get_embedding` of this module use such a pool.
+    """
+
+    def __init__(self, registry: Registry, *, transport: SyncTransport | None = None, **parts: Any) -> None:
+        super().__init__(registry, **parts)
+        self._given_transport = transport
+
+    @classmethod
+    def from_registry(cls, path: Path | str | None = None) -> LLMPool:
+        """The pool of the registry at `path`, or of the one that applies here. Raises `RegistryError`."""
+        return cls(load(find(path)))
+
+    def get_lm(self, name: str | None = None, **needs: Unpack[Needs]) -> LLM:
+        """The LLM that should do this now.
+
+        Without arguments the fastest; with `prompt` the one of best score for it; with requirements the
+        fastest that meets them; with `name` that one and no other, checked against any requirements.
+
+        Raises:
+            NoEligibleLM: Nothing may be chosen; the message says why, entry by entry, and what would help.
+            UnknownName: There is no entry of that name.
+            TypeError, ValueError: A requirement is unknown or out of range.
+        """
+        decision = self._run(self._choose(name, requirements(needs)))
+        return LLM(self._state, insist(self._state, decision), self._transport, pinned=name is not None)
+
+    def get_embedding(self, name_or_tag: str | None = None) -> Embedding:
+        """The embedding of that name, else the first usable one with that tag; default tag "default".
+
+        Raises:
+            NoEligibleLM: None of that name or tag can be used now.
+            UnknownName: Nothing has that name or tag.
+        """
+        return Embedding(self._state, self._run(choose_embedding(self._state, name_or_tag)), self._transport)
+
+    def explain(self, name: str | None = None, **needs: Unpack[Needs]) -> Decision:
+        """The decision that `get_lm` would take, with every candidate's terms and reasons; calls nothing."""
+        return self._run(self._choose(name, requirements(needs)))
+
+    def health(self, *, refresh: bool = False) -> Sequence[Status]:
+        """How every entry stands; asks those not asked in the last 30 seconds, or all when `refresh`."""
+        return self._run(statuses(self._state, refresh=refresh))
+
+    @property
+    def _transport(self) -> SyncTransport:
+        if self._given_transport is None:
+            from .calls.urllib3_transport import Urllib3Transport
+
+            self._given_transport = Urllib3Transport()
+        return self._given_transport
+
+    def _run(self, flow: Flow[T]) -> T:
+        return sync_driver.run(flow, self._transport)
+
+    def close(self) -> None:
+        """Write the books down and drop pooled connections. The pool can be used again."""
+        self._state.ledger.close()
+        if self._given_transport is not None:
+            self._given_transport.close()
+
+    def __enter__(self) -> LLMPool:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class AsyncLLMPool(_Pool):
+    """`LLMPool` for use in coroutines, from any event loop, one after another."""
+
+    def __init__(self, registry: Registry, *, transport: AsyncTransport | None = None, **parts: Any) -> None:
+        super().__init__(registry, **parts)
+        self._given_transport = transport
+
+    @classmethod
+    def from_registry(cls, path: Path | str | None = None) -> AsyncLLMPool:
+        """The pool of the registry at `path`, or of the one that applies here. Raises `RegistryError`."""
+        return cls(load(find(path)))
+
+    async def get_lm(self, name: str | None = None, **needs: Unpack[Needs]) -> AsyncLLM:
+        """The LLM that should do this now. See `LLMPool.get_lm`."""
+        decision = await self._run(self._choose(name, requirements(needs)))
+        return AsyncLLM(self._state, insist(self._state, decision), self._transport, pinned=name is not None)
+
+    async def get_embedding(self, name_or_tag: str | None = None) -> AsyncEmbedding:
+        """The embedding of that name or tag. See `LLMPool.get_embedding`."""
+        entry = await self._run(choose_embedding(self._state, name_or_tag))
+        return AsyncEmbedding(self._state, entry, self._transport)
+
+    async def explain(self, name: str | None = None, **needs: Unpack[Needs]) -> Decision:
+        """The decision that `get_lm` would take. See `LLMPool.explain`."""
+        return await self._run(self._choose(name, requirements(needs)))
+
+    async def health(self, *, refresh: bool = False) -> Sequence[Status]:
+        """How every entry stands. See `LLMPool.health`."""
+        return await self._run(statuses(self._state, refresh=refresh))
+
+    @property
+    def _transport(self) -> AsyncTransport:
+        if self._given_transport is None:
+            from .calls.aiohttp_transport import AiohttpTransport
+
+            self._given_transport = AiohttpTransport()
+        return self._given_transport
+
+    async def _run(self, flow: Flow[T]) -> T:
+        from .calls import async_driver
+
+        return await async_driver.run(flow, self._transport)
+
+    async def close(self) -> None:
+        """Write the books down and drop this loop's pooled connections. The pool can be used again."""
+        self._state.ledger.close()
+        if self._given_transport is not None:
+            await self._given_transport.close()
+
+    async def __aenter__(self) -> AsyncLLMPool:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+
+# Pools behind the functions below, by registry file; a file that changed gets a new pool.
+_pools: dict[tuple[type[_Pool], Path, Path], tuple[tuple[int, int], Any]] = {}
+
+
+def _pool_of(cls: Any, registry: Path | str | None) -> Any:
+    located = find(registry)
+    seen = located.path.stat()
+    stamp = (seen.st_mtime_ns, seen.st_size)
+    key = (cls, located.path, maxwell_home(os.environ))
+    known = _pools.get(key)
+    if known is None or known[0] != stamp:
+        known = (stamp, cls(load(located)))
+        _pools[key] = known
+    return known[1]
+
+
+def get_lm(name: str | None = None, *, registry: Path | str | None = None, **needs: Unpack[Needs]) -> LLM:
+    """The LLM that should do this now, from the registry that applies here. See `LLMPool.get_lm`."""
+    pool: LLMPool = _pool_of(LLMPool, registry)
+    return pool.get_lm(name, **needs)
+
+
+def get_embedding(name_or_tag: str | None = None, *, registry: Path | str | None = None) -> Embedding:
+    """The embedding of that name or tag. See `LLMPool.get_embedding`."""
+    pool: LLMPool = _pool_of(LLMPool, registry)
+    return pool.get_embedding(name_or_tag)
+
+
+async def get_async_lm(
+    name: str | None = None, *, registry: Path | str | None = None, **needs: Unpack[Needs]
+) -> AsyncLLM:
+    """`get_lm` for coroutines."""
+    pool: AsyncLLMPool = _pool_of(AsyncLLMPool, registry)
+    return await pool.get_lm(name, **needs)
+
+
+async def get_async_embedding(
+    name_or_tag: str | None = None, *, registry: Path | str | None = None
+) -> AsyncEmbedding:
+    """`get_embedding` for coroutines."""
+    pool: AsyncLLMPool = _pool_of(AsyncLLMPool, registry)
+    return await pool.get_embedding(name_or_tag)

@@ -1,0 +1,161 @@
+"""Keyword arguments become checked values: what `get_lm` demands, what `generate` asks. Pure."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypedDict, get_args
+
+import msgspec
+
+from .scheduler import Request, check_weight
+from .tokens import TEMPLATE_TOKENS_PER_MESSAGE, utf8_length
+from .types import ChatCall, Message, Requirements, Tier
+
+
+class Needs(TypedDict, total=False):
+    """What may be demanded of an LLM; see `types.Requirements` for each."""
+
+    vision: bool | None
+    reasoning: bool | None
+    code_specialized: bool | None
+    tools: bool | None
+    min_context: int | None
+    min_speed: float | None
+    tags: Iterable[str] | None
+    tier: Tier | None
+    prompt: str | None
+    max_completion: int | None
+    time_cost_weight: float
+
+
+class ChatOptions(TypedDict, total=False):
+    """How a chat call is made.
+
+    Attributes:
+        max_tokens: Most completion tokens; default: `max_completion` of the choice, else the entry's
+            `capabilities.max_tokens`, within its context.
+        temperature: Sampling temperature; default: the entry's `default_temperature`.
+        stop: Strings that end the completion.
+        seed: Sampling seed.
+        tools: Tool definitions, OpenAI's shape.
+        tool_choice: "none", "auto", "required" or OpenAI's object form.
+        grammar: GBNF grammar that the text must obey; only llama.cpp and vLLM do.
+        extra: Further fields of the request body, sent as they are.
+        timeout: Longest the whole call may take, all attempts together, in seconds.
+    """
+
+    max_tokens: int | None
+    temperature: float | None
+    stop: str | list[str] | None
+    seed: int | None
+    tools: list[dict[str, Any]] | None
+    tool_choice: str | dict[str, Any] | None
+    grammar: str | None
+    extra: dict[str, Any] | None
+    timeout: float | None
+
+
+class PromptOptions(ChatOptions, total=False):
+    """How a prompt is sent: `ChatOptions` and
+
+    Attributes:
+        system_prompt: Instructions that come before the prompt.
+    """
+
+    system_prompt: str | None
+
+
+_BOOLEANS = ("vision", "reasoning", "code_specialized", "tools")
+
+
+def requirements(needs: Mapping[str, Any]) -> Requirements:
+    """The demands as a checked value.
+
+    Raises:
+        TypeError: An unknown requirement (the message suggests near ones), or a value of the wrong type.
+        ValueError: A value out of range.
+    """
+    _only_known(needs, Needs.__annotations__, "requirement")
+    checked = {key: value for key, value in needs.items() if value is not None}
+    for key in _BOOLEANS:
+        if not isinstance(checked.get(key, False), bool):
+            raise TypeError(f"{key} must be True, False or None, not {checked[key]!r}")
+    for key in ("min_context", "max_completion"):
+        _positive(checked, key, int, "a whole number of tokens")
+    _positive(checked, "min_speed", (int, float), "a number of tokens per second")
+    if "tags" in checked:
+        tags = checked["tags"]
+        checked["tags"] = (tags,) if isinstance(tags, str) else tuple(tags)
+    if checked.get("tier", "free") not in get_args(Tier):
+        raise ValueError(f"tier must be {', '.join(get_args(Tier))}, not {checked['tier']!r}")
+    if "prompt" in checked:
+        check_prompt(checked["prompt"])
+    check_weight(checked.get("time_cost_weight", 1.0))
+    return Requirements(**checked)
+
+
+def request(needs: Requirements) -> Request:
+    """What the scheduler is to choose for. The prompt's text is not kept: a decision may be stored or shown."""
+    if needs.prompt is None:
+        return Request(needs=needs)
+    return Request(
+        needs=msgspec.structs.replace(needs, prompt=None),
+        prompt_bytes=utf8_length(needs.prompt),
+        extra_tokens=TEMPLATE_TOKENS_PER_MESSAGE,
+    )
+
+
+def check_prompt(prompt: object) -> None:
+    """Raise TypeError or ValueError unless `prompt` is text with something in it."""
+    if not isinstance(prompt, str):
+        raise TypeError(f"the prompt must be a str, not {type(prompt).__name__}")
+    if not prompt.strip():
+        raise ValueError("the prompt is empty")
+
+
+def prompt_messages(prompt: str, system_prompt: str | None) -> list[Message]:
+    """A prompt as a conversation."""
+    check_prompt(prompt)
+    messages = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+    return [*messages, {"role": "user", "content": prompt}]
+
+
+def chat_call(messages: list[Message], options: Mapping[str, Any]) -> ChatCall:
+    """The call as a checked value; `timeout` is not part of it.
+
+    Raises:
+        TypeError: An unknown option (the message suggests near ones), or a value of the wrong type.
+        ValueError: A value out of range, or no messages.
+    """
+    _only_known(options, ChatOptions.__annotations__, "option")
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        raise TypeError("messages must be a list of dicts, each with a role and a content")
+    if not messages:
+        raise ValueError("there are no messages")
+    given = {key: value for key, value in options.items() if value is not None and key != "timeout"}
+    _positive(given, "max_tokens", int, "a whole number of tokens")
+    _positive(options, "timeout", (int, float), "a number of seconds")
+    if not 0 <= given.get("temperature", 0.0) <= 2:
+        raise ValueError(f"temperature must be from 0 to 2, not {given['temperature']!r}")
+    if isinstance(given.get("stop"), str):
+        given["stop"] = [given["stop"]]
+    return ChatCall(messages=messages, **given)
+
+
+def _positive(values: Mapping[str, Any], key: str, kind: Any, words: str) -> None:
+    value = values.get(key)
+    if value is None:
+        return
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{key} must be {words}, not {value!r}")
+    if not value > 0:
+        raise ValueError(f"{key} must be {words} above 0, not {value!r}")
+
+
+def _only_known(given: Mapping[str, Any], known: Mapping[str, Any], what: str) -> None:
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=2)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+            raise TypeError(f"unknown {what} {key!r}; {hint}")

@@ -1,0 +1,123 @@
+"""The server's side of the wire: takes requests from aiohttp, answers them as the dialect and the faults say.
+
+Everything here runs on the server's own event loop. A client that goes away cancels its handler, so every
+wait ends at once; so does stopping the server, which drops all connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from . import faults
+from .chats import Chats, Speed
+from .dialects.base import Ask, Dialect, Live
+from .responding import Responder, Slots, hang_up
+from .script import Script
+from .state import Recorded, State
+
+_log = logging.getLogger("maxwell.testing")
+_log.addHandler(logging.NullHandler())
+
+
+class Serving:
+    """Answers requests until its connections are dropped. Create it on the loop that runs it."""
+
+    def __init__(self, dialect: Dialect, script: Script, state: State, speed: Speed) -> None:
+        self._dialect = dialect
+        self._state = state
+        self._slots = Slots(dialect.facts.slots)
+        self._responder = Responder(dialect, state)
+        self._chats = Chats(dialect, script, state, speed, self._slots, self._responder)
+        self._numbers = itertools.count(1)
+        self._http = web.Server(self._handle, handler_cancellation=True, access_log=None, logger=_log)
+
+    def protocol(self) -> asyncio.Protocol:
+        """A protocol for one accepted connection."""
+        self._state.connections += 1
+        return self._http()
+
+    def drop_connections(self) -> None:
+        """Close every connection at once."""
+        for connection in self._http.connections:
+            if connection.transport is not None:
+                connection.transport.abort()
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        raw = await request.content.read()
+        parsed = _parse(raw)
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        recorded = Recorded(request.method, request.path, request.query_string, headers, parsed)
+        body = parsed if isinstance(parsed, dict) else None
+        self._state.begin(recorded)
+        try:
+            return await self._serve(
+                request, Ask(request.method, request.path, request.query, headers, raw, body), recorded
+            )
+        except (asyncio.CancelledError, ConnectionError):
+            self._state.finish(recorded, aborted=True)
+            raise
+        finally:
+            self._state.finish(recorded)
+
+    async def _serve(self, request: web.BaseRequest, ask: Ask, recorded: Recorded) -> web.StreamResponse:
+        dialect, respond = self._dialect, self._responder.respond
+        if self._state.condition == "loading":
+            return respond(dialect.loading())
+        fault = recorded.fault = self._state.take_fault(ask.path)
+        if isinstance(fault, faults.Reset):
+            self._state.finish(recorded)
+            hang_up(request)
+            return web.Response()
+        if isinstance(fault, faults.Answer):
+            return respond(fault.reply(dialect))
+        reply = dialect.refuse(ask) or dialect.answer(ask, self._live())
+        if reply is None:
+            self._state.condition = "up"
+            serve = self._chats.serve if dialect.routes[ask.path] == "chat" else self._embed
+            return await serve(request, ask, recorded)
+        if isinstance(fault, faults.SlowFirstByte):
+            await asyncio.sleep(fault.seconds)
+        return await self._responder.deliver(request, recorded, reply)
+
+    def _live(self) -> Live:
+        usage, asleep = self._state.usage(), self._state.condition == "asleep"
+        return Live(
+            self._slots.busy, self._slots.waiting, asleep, usage.prompt_tokens, usage.completion_tokens
+        )
+
+    async def _embed(self, request: web.BaseRequest, ask: Ask, recorded: Recorded) -> web.StreamResponse:
+        dialect, fault, respond = self._dialect, recorded.fault, self._responder.respond
+        wrong = dialect.check_embeddings(ask)
+        if wrong is not None:
+            return respond(wrong)
+        body = ask.body or {}
+        items = dialect.items(body["input"])
+        cut = dialect.truncation(body)
+        if cut is not None:
+            items = [dialect.cut(item, cut) for item in items]
+        limit = 0 if isinstance(fault, faults.ContextOverflow) else dialect.facts.context
+        long = next((item for item in items if item.tokens > limit), None)
+        if long is not None:
+            return respond(dialect.embedding_overflow(long))
+        async with self._slots.one():
+            if isinstance(fault, faults.SlowFirstByte):
+                await asyncio.sleep(fault.seconds)
+            tokens = sum(item.tokens for item in items)
+            self._state.book(tokens, 0)
+            made = dialect.embeddings(body, dialect.vectors(body, items), tokens, next(self._numbers))
+            if isinstance(fault, faults.NoUsage):
+                made.pop("usage")
+            return await self._responder.deliver(request, recorded, dialect.json(made))
+
+
+def _parse(raw: bytes) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
