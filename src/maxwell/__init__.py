@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .errors import (
+    from maxwell.errors import (
         AllAttemptsFailed,
         BackendError,
         BudgetExceeded,
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
         StreamBroken,
         UnknownName,
     )
-    from .handles import LLM, AsyncEmbedding, AsyncLLM, AsyncTextStream, Embedding, TextStream
-    from .lm_pool import (
+    from maxwell.handles import LLM, AsyncEmbedding, AsyncLLM, AsyncTextStream, Embedding, TextStream
+    from maxwell.lm_pool import (
         AsyncLLMPool,
         LLMPool,
         get_async_embedding,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         get_embedding,
         get_lm,
     )
-    from .types import Completion, Timings, ToolCall, Usage
+    from maxwell.types import Completion, Timings, ToolCall, Usage
 
 __all__ = [
     "LLM",

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from .scheduler import Decision
-    from .types import Completion
+    from maxwell.scheduler import Decision
+    from maxwell.types import Completion
 
 # What went wrong with a server, in the terms that decide what happens next.
 Fault = Literal[

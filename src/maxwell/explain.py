@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from .scheduler import MAX_WEIGHT, Candidate, Decision, Request, Scored, decide, duration
+from maxwell.scheduler import MAX_WEIGHT, Candidate, Decision, Request, Scored, decide, duration
 
 
 class Flip(Struct, frozen=True):

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
-from .calls import sync_driver
-from .calls.chat import Call, chat
-from .calls.effects import Flow
-from .calls.embed import embed
-from .calls.state import Entry, PoolState
-from .registry.specs import EmbeddingSpec, LLMSpec
-from .requirements import ChatOptions, PromptOptions, chat_call, prompt_messages
-from .scheduler import Decision
-from .types import Completion, Message
+from maxwell.calls import sync_driver
+from maxwell.calls.chat import Call, chat
+from maxwell.calls.effects import Flow
+from maxwell.calls.embed import embed
+from maxwell.calls.state import Entry, PoolState
+from maxwell.registry.specs import EmbeddingSpec, LLMSpec
+from maxwell.requirements import ChatOptions, PromptOptions, chat_call, prompt_messages
+from maxwell.scheduler import Decision
+from maxwell.types import Completion, Message
 
 if TYPE_CHECKING:
-    from .calls.transport import AsyncTransport, SyncTransport
+    from maxwell.calls.transport import AsyncTransport, SyncTransport
 
 
 class TextStream(Iterator[str]):
@@ -179,20 +179,20 @@ class AsyncLLM(_ChosenLLM):
 
     async def generate(self, prompt: str, **options: Unpack[PromptOptions]) -> str:
         """The reply to `prompt` as text. See `LLM.generate`."""
-        from .calls import async_driver
+        from maxwell.calls import async_driver
 
         flow = self._prompt_flow(prompt, options, stream=False)
         return (await async_driver.run(flow, self._transport)).text
 
     async def chat(self, messages: list[Message], **options: Unpack[ChatOptions]) -> Completion:
         """The reply to a conversation. See `LLM.chat`."""
-        from .calls import async_driver
+        from maxwell.calls import async_driver
 
         return await async_driver.run(self._chat_flow(messages, options), self._transport)
 
     def stream(self, prompt: str, **options: Unpack[PromptOptions]) -> AsyncTextStream:
         """The reply to `prompt`, piece by piece as it is written. See `LLM.stream`."""
-        from .calls import async_driver
+        from maxwell.calls import async_driver
 
         results: list[Completion] = []
         flow = self._prompt_flow(prompt, options, stream=True)
@@ -271,6 +271,6 @@ class AsyncEmbedding(_ChosenEmbedding):
         self, texts: Sequence[str], *, truncate: bool = False, timeout: float | None = None
     ) -> list[list[float]]:
         """One vector a text, in the texts' order. See `Embedding.embed_many`."""
-        from .calls import async_driver
+        from maxwell.calls import async_driver
 
         return await async_driver.run(self._flow(texts, truncate, timeout), self._transport)

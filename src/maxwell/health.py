@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 from msgspec import Struct
 
-from .clock import Clock
-from .errors import Fault
-from .types import BackendName, HealthState, ServedModel
+from maxwell.clock import Clock
+from maxwell.errors import Fault
+from maxwell.types import BackendName, HealthState, ServedModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,6 +45,11 @@ class Endpoint(Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"Endpoint({self.root})"
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must never be shown of it."""
+        return () if self.key is None else (self.key,)
 
     @property
     def file_name(self) -> str:

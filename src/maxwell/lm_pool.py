@@ -7,24 +7,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from .calls import sync_driver
-from .calls.effects import Flow
-from .calls.select import choose, choose_embedding, insist
-from .calls.state import PoolState
-from .calls.status import Status, statuses
-from .clock import Clock, SystemClock
-from .handles import LLM, AsyncEmbedding, AsyncLLM, Embedding
-from .health import HealthBook
-from .ledger import Ledger, Used
-from .registry.load import load
-from .registry.locate import find, maxwell_home
-from .registry.specs import EmbeddingSpec, LLMSpec, Registry
-from .requirements import Needs, request, requirements
-from .scheduler import Decision
-from .types import Requirements
+from maxwell.calls import sync_driver
+from maxwell.calls.effects import Flow, T
+from maxwell.calls.select import choose, choose_embedding, insist
+from maxwell.calls.state import PoolState
+from maxwell.calls.status import Status, statuses
+from maxwell.clock import Clock, SystemClock
+from maxwell.handles import LLM, AsyncEmbedding, AsyncLLM, Embedding
+from maxwell.health import HealthBook
+from maxwell.ledger import Ledger, Used
+from maxwell.registry.load import load
+from maxwell.registry.locate import find, maxwell_home
+from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Registry
+from maxwell.requirements import Needs, request, requirements
+from maxwell.scheduler import Decision
+from maxwell.types import Requirements
 
 if TYPE_CHECKING:
-    from .calls.transport import AsyncTransport, SyncTransport
+    from maxwell.calls.transport import AsyncTransport, SyncTransport
 
 __all__ = [
     "AsyncLLMPool",
@@ -93,7 +93,7 @@ class _Pool:
 
 
 def _default_ledger(home: Path, clock: Clock) -> Ledger:
-    from .ledger.sqlite import SQLiteLedger
+    from maxwell.ledger.sqlite import SQLiteLedger
 
     return SQLiteLedger(home, clock)
 
@@ -147,7 +147,7 @@ class LLMPool(_Pool):
     @property
     def _transport(self) -> SyncTransport:
         if self._given_transport is None:
-            from .calls.urllib3_transport import Urllib3Transport
+            from maxwell.calls.urllib3_transport import Urllib3Transport
 
             self._given_transport = Urllib3Transport()
         return self._given_transport
@@ -201,13 +201,13 @@ class AsyncLLMPool(_Pool):
     @property
     def _transport(self) -> AsyncTransport:
         if self._given_transport is None:
-            from .calls.aiohttp_transport import AiohttpTransport
+            from maxwell.calls.aiohttp_transport import AiohttpTransport
 
             self._given_transport = AiohttpTransport()
         return self._given_transport
 
     async def _run(self, flow: Flow[T]) -> T:
-        from .calls import async_driver
+        from maxwell.calls import async_driver
 
         return await async_driver.run(flow, self._transport)
 

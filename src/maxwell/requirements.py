@@ -8,9 +8,9 @@ from typing import Any, TypedDict, get_args
 
 import msgspec
 
-from .scheduler import Request, check_weight
-from .tokens import TEMPLATE_TOKENS_PER_MESSAGE, utf8_length
-from .types import ChatCall, Message, Requirements, Tier
+from maxwell.scheduler import Request, check_weight
+from maxwell.tokens import TEMPLATE_TOKENS_PER_MESSAGE, utf8_length
+from maxwell.types import ChatCall, Message, Requirements, Tier
 
 
 class Needs(TypedDict, total=False):
@@ -66,6 +66,13 @@ class PromptOptions(ChatOptions, total=False):
     system_prompt: str | None
 
 
+# Body fields that decide what a call costs or how it is read; the books and the reader rely on them.
+_OURS_WHY = {
+    "n": "one reply a call is accounted for",
+    **dict.fromkeys(("max_tokens", "max_completion_tokens", "n_predict"), "use max_tokens="),
+}
+_OURS = frozenset((*_OURS_WHY, "model", "messages", "stream"))
+
 _BOOLEANS = ("vision", "reasoning", "code_specialized", "tools")
 
 
@@ -96,7 +103,7 @@ def requirements(needs: Mapping[str, Any]) -> Requirements:
 
 
 def request(needs: Requirements) -> Request:
-    """What the scheduler is to choose for. The prompt's text is not kept: a decision may be stored or shown."""
+    """What the scheduler is to choose for; without the prompt's text, since decisions are shown and kept."""
     if needs.prompt is None:
         return Request(needs=needs)
     return Request(
@@ -138,6 +145,8 @@ def chat_call(messages: list[Message], options: Mapping[str, Any]) -> ChatCall:
     _positive(options, "timeout", (int, float), "a number of seconds")
     if not 0 <= given.get("temperature", 0.0) <= 2:
         raise ValueError(f"temperature must be from 0 to 2, not {given['temperature']!r}")
+    for key in _OURS.intersection(given.get("extra", ())):
+        raise ValueError(f"extra may not hold {key!r}: {_OURS_WHY.get(key, 'Maxwell sets it')}")
     if isinstance(given.get("stop"), str):
         given["stop"] = [given["stop"]]
     return ChatCall(messages=messages, **given)

@@ -16,9 +16,9 @@ from typing import Literal
 
 from msgspec import Struct
 
-from .registry.specs import LLMSpec
-from .tokens import BYTES_PER_TOKEN
-from .types import HealthState, Requirements
+from maxwell.registry.specs import LLMSpec
+from maxwell.tokens import BYTES_PER_TOKEN
+from maxwell.types import HealthState, Requirements
 
 DEFAULT_COMPLETION = 512  # assumed completion where the caller names none, in tokens
 LEAST_COMPLETION = 64  # the assumed completion shrinks to this before "nothing fits" is said
@@ -280,7 +280,7 @@ def request_mills(spec: LLMSpec, prompt: int, completion: int) -> float:
 
 
 def _is_selective(request: Request) -> bool:
-    """Whether anything is asked of the model itself, so that the usual "anything will do" skips those checks."""
+    """Whether anything is asked of the model itself; usually nothing is, and those checks are skipped."""
     n = request.needs
     return (
         request.grammar

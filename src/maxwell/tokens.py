@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from .types import Message
+from maxwell.types import Message
 
 BYTES_PER_TOKEN = 4.0
 # What a chat template adds: role names and turn marks, a few tokens a message. 8 covers ChatML and Llama 3.

@@ -1,4 +1,4 @@
-"""The transport contract (see `maxwell.calls.transport`), checked for every implementation in the same words."""
+"""The transport contract (see `maxwell.calls.transport`): limits, cuts, pooling, what is sent and read."""
 
 from __future__ import annotations
 
@@ -6,100 +6,46 @@ import gc
 import itertools
 import os
 import queue
-import re
 import socket
-import subprocess
-import sys
-import textwrap
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from transport_harness import (
+    AT_ONCE,
     CANARY,
     CHUNKED,
-    KINDS,
+    EVENT,
     LAST_CHUNK,
     SOON,
-    AsyncCaller,
-    Call,
     Caller,
-    Certificate,
     Heard,
     Peer,
-    Server,
     answer_ok,
+    ask,
+    begin,
     black_hole,
     chunk,
-    free_port,
+    failure,
     head,
+    in_chunks,
     interrupt,
-    make_certificate,
+    post,
+    read_all,
+    say_nothing,
     serving,
     whole,
 )
 
-from maxwell.calls.effects import Limits, TransportError
+from maxwell.calls.effects import Limits
 from maxwell.types import HTTPRequest
 
-AT_ONCE = 0.2  # seconds; how soon the server must see that an exchange was cut
 MOST_PIECE = 65536
-EVENT = b'data: {"choices": []}\n\n'
 
 
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def caller(kind: str) -> Iterator[Caller]:
-    made = KINDS[kind]({})
-    yield made
-    made.leave()
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    return make_certificate(tmp_path_factory.mktemp("certificate"))
-
-
-def post(url: str, body: bytes = b"{}") -> HTTPRequest:
-    return HTTPRequest("POST", url, {"Authorization": f"Bearer {CANARY}", "Content-Type": "application/json"}, body)
-
-
-def read_all(call: Call) -> bytes:
-    return b"".join(iter(call.read, b""))
-
-
-def ask(caller: Caller, url: str) -> bytes:
-    return read_all(caller.send(post(url)))
-
-
-def failure(work: Callable[[], object]) -> TransportError:
-    """The error that `work` fails with, after a look at every way to print it for the key."""
-    with pytest.raises(TransportError) as caught:
-        work()
-    error = caught.value
-    shown = "".join([repr(error), str(error), *traceback.format_exception(error)])
-    assert CANARY not in shown
-    return error
-
-
-def begin(peer: Peer, heard: Heard) -> None:
-    """One event, then silence until the other side goes."""
-    peer.send(CHUNKED + chunk(EVENT))
-    peer.until_gone()
-
-
-def say_nothing(peer: Peer, heard: Heard) -> None:
-    peer.until_gone()
-
-
-# --- limits ---------------------------------------------------------------------------------------------------
+# --- limits ---------------------------------------------------------------------------------------
 
 
 def test_connect_limit_runs_out(caller: Caller) -> None:
@@ -202,7 +148,7 @@ def test_no_limits_at_all(caller: Caller) -> None:
         assert read_all(caller.send(post(server.url), limits)) == b"ok"
 
 
-# --- closing, abandoning, cancelling --------------------------------------------------------------------------
+# --- closing, abandoning, cancelling --------------------------------------------------------------
 
 
 def test_closing_closes_upstream_at_once(caller: Caller) -> None:
@@ -322,15 +268,11 @@ def test_closing_a_reply_that_has_arrived_does_not_disturb_the_next(caller: Call
         assert read_all(second) == b"ok"
 
 
-# --- pooling --------------------------------------------------------------------------------------------------
+# --- pooling --------------------------------------------------------------------------------------
 
 
 def empty(peer: Peer, heard: Heard) -> None:
     peer.send(head(status="204 No Content"))
-
-
-def in_chunks(peer: Peer, heard: Heard) -> None:
-    peer.send(CHUNKED + chunk(b"o") + chunk(b"k") + LAST_CHUNK)
 
 
 @pytest.mark.parametrize("handler", [answer_ok, in_chunks, empty])
@@ -389,7 +331,7 @@ def test_sets_tcp_nodelay(caller: Caller) -> None:
 def no_delay(port: int) -> list[bool]:
     """TCP_NODELAY of each of this process's connections to a port, whichever library made them."""
     found = []
-    for descriptor in [int(name) for name in os.listdir("/dev/fd")]:
+    for descriptor in [int(entry.name) for entry in Path("/dev/fd").iterdir()]:
         try:
             with socket.socket(fileno=os.dup(descriptor)) as copy:
                 if copy.family == socket.AF_INET and copy.getpeername()[1] == port:
@@ -399,7 +341,7 @@ def no_delay(port: int) -> list[bool]:
     return found
 
 
-# --- a connection that went stale while idle ------------------------------------------------------------------
+# --- a connection that went stale while idle ------------------------------------------------------
 
 
 def serve_once_then(end: Callable[[Peer], object]) -> Callable[[Peer, Heard], object]:
@@ -411,7 +353,8 @@ def serve_once_then(end: Callable[[Peer], object]) -> Callable[[Peer, Heard], ob
             end(peer)
             return False
         seen.add(peer.number)
-        return peer.send(whole(b"ok"))
+        peer.send(whole(b"ok"))
+        return True
 
     return handler
 
@@ -466,22 +409,23 @@ def test_a_reply_that_has_begun_is_not_asked_for_again(caller: Caller) -> None:
         assert len(server.heard) == 2
 
 
-# --- broken replies -------------------------------------------------------------------------------------------
+# --- broken replies -------------------------------------------------------------------------------
 
 
-def reset_later(peer: Peer) -> None:
-    time.sleep(0.1)
+def reset_after(peer: Peer, data: bytes) -> None:
+    peer.send(data)
+    time.sleep(0.1)  # a reset overtakes what has not been read
     peer.reset()
 
 
-BROKEN = {
+BROKEN: dict[str, Callable[[Peer], None]] = {
     "chunk cut": lambda peer: peer.send(CHUNKED + b"40\r\n" + EVENT),
     "no last chunk": lambda peer: peer.send(CHUNKED + chunk(EVENT)),
     "size cut": lambda peer: peer.send(CHUNKED + chunk(EVENT) + b"4"),
     "length not reached": lambda peer: peer.send(head("Content-Length: 1000") + EVENT),
     "length not begun": lambda peer: peer.send(head("Content-Length: 1000")),
-    "reset in chunks": lambda peer: (peer.send(CHUNKED + chunk(EVENT)), reset_later(peer)),
-    "reset without length": lambda peer: (peer.send(head("Connection: close") + EVENT), reset_later(peer)),
+    "reset in chunks": lambda peer: reset_after(peer, CHUNKED + chunk(EVENT)),
+    "reset without length": lambda peer: reset_after(peer, head("Connection: close") + EVENT),
     "bad chunk size": lambda peer: peer.send(CHUNKED + b"zz\r\n" + EVENT),
 }
 
@@ -508,7 +452,9 @@ def test_a_head_that_breaks_off_is_an_error(caller: Caller, sent: bytes) -> None
     assert (error.stage, error.fresh) == ("closed", False)
 
 
-@pytest.mark.parametrize("sent", [b"220 mail.example ESMTP\r\n\r\n", b"\x15\x03\x01\x00\x02\x02", b"<html>\r\n\r\n"])
+@pytest.mark.parametrize(
+    "sent", [b"220 mail.example ESMTP\r\n\r\n", b"\x15\x03\x01\x00\x02\x02", b"<html>\r\n\r\n"]
+)
 def test_what_is_not_http_is_an_error(caller: Caller, sent: bytes) -> None:
     def handler(peer: Peer, heard: Heard) -> bool:
         peer.send(sent)
@@ -536,7 +482,7 @@ def test_the_end_stays_the_end(caller: Caller) -> None:
         assert call.read() == b""
 
 
-# --- what is sent and what comes back -------------------------------------------------------------------------
+# --- what is sent and what comes back -------------------------------------------------------------
 
 
 def test_the_request_arrives_as_given(caller: Caller) -> None:
@@ -610,7 +556,11 @@ def test_an_interim_response_is_passed_over(caller: Caller) -> None:
 @pytest.mark.parametrize("framing", ["chunked", "length", "close"])
 def test_an_event_comes_out_when_it_arrives(caller: Caller, framing: str) -> None:
     seen = threading.Semaphore(0)
-    heads = {"chunked": CHUNKED, "length": head(f"Content-Length: {3 * len(EVENT)}"), "close": head("Connection: close")}
+    heads = {
+        "chunked": CHUNKED,
+        "length": head(f"Content-Length: {3 * len(EVENT)}"),
+        "close": head("Connection: close"),
+    }
 
     def handler(peer: Peer, heard: Heard) -> bool:
         peer.send(heads[framing])
@@ -632,7 +582,11 @@ def test_an_event_comes_out_when_it_arrives(caller: Caller, framing: str) -> Non
 @pytest.mark.parametrize("framing", ["chunked", "length", "close"])
 def test_a_large_body_comes_in_bounded_pieces(caller: Caller, framing: str) -> None:
     block = bytes(range(256)) * 4096  # 1 MiB
-    heads = {"chunked": CHUNKED, "length": head(f"Content-Length: {20 * len(block)}"), "close": head("Connection: close")}
+    heads = {
+        "chunked": CHUNKED,
+        "length": head(f"Content-Length: {20 * len(block)}"),
+        "close": head("Connection: close"),
+    }
 
     def handler(peer: Peer, heard: Heard) -> bool:
         peer.send(heads[framing])
@@ -665,345 +619,3 @@ def test_a_slow_reader_holds_the_sender_back(caller: Caller) -> None:
         caller.idle(0.5)
         assert next(sent) < 64
         call.close()
-
-
-# --- no connection --------------------------------------------------------------------------------------------
-
-
-def test_a_closed_port_refuses(caller: Caller) -> None:
-    error = failure(lambda: caller.send(post(f"http://127.0.0.1:{free_port()}")))
-    assert (error.stage, error.fresh) == ("refused", True)
-    assert "refused" in str(error)
-
-
-@pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 64 + ".invalid"])
-def test_an_unknown_name_refuses(caller: Caller, host: str) -> None:
-    assert failure(lambda: caller.send(post(f"http://{host}:8080"))).stage == "refused"
-
-
-@pytest.mark.parametrize("url", ["ftp://127.0.0.1/", "127.0.0.1:8080", "http://", "http://127.0.0.1:port/", "http://[::1/"])
-def test_what_is_no_http_url_refuses(caller: Caller, url: str) -> None:
-    assert failure(lambda: caller.send(post(url))).stage == "refused"
-
-
-@pytest.mark.parametrize("key", [f"{CANARY}\n", f"{CANARY}\r\nX-Evil: 1", f"“{CANARY}”"])
-def test_a_key_that_http_forbids_is_named_but_not_shown(caller: Caller, key: str) -> None:
-    with serving(answer_ok) as server:
-        error = failure(lambda: caller.send(HTTPRequest("POST", server.url, {"Authorization": key}, b"{}")))
-        assert error.stage == "refused"
-        assert "'Authorization'" in str(error)
-        assert server.heard == []
-
-
-# --- proxies and certificates ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def calling(kind: str) -> Iterator[Callable[..., Caller]]:
-    """Makes callers with an environment."""
-    made: list[Caller] = []
-
-    def make(**environ: str) -> Caller:
-        made.append(KINDS[kind](environ))
-        return made[-1]
-
-    yield make
-    for caller in made:
-        caller.leave()
-
-
-@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY"])
-def test_goes_through_the_proxy(calling: Callable[..., Caller], name: str) -> None:
-    with serving(answer_ok) as proxy:
-        caller = calling(**{name: proxy.url.replace("//", f"//me:{CANARY}%40@")})
-        assert [ask(caller, "http://lm.example:8000/v1/models") for _ in range(2)] == [b"ok"] * 2
-        heard = proxy.heard[0]
-        assert proxy.accepted == 1
-    assert heard.target == "http://lm.example:8000/v1/models"
-    assert heard.headers["host"] == "lm.example:8000"
-    assert heard.headers["proxy-authorization"] == "Basic bWU6Y2FuYXJ5LTRmMWRA"
-
-
-@pytest.mark.parametrize("no_proxy", ["127.0.0.1", "example.org, 127.0.0.1", "127.0.0.0/8", "*", "127.0.0.1:{port}"])
-def test_no_proxy_goes_straight(calling: Callable[..., Caller], no_proxy: str) -> None:
-    with serving(answer_ok) as server:
-        refused = f"http://127.0.0.1:{free_port()}"
-        caller = calling(http_proxy=refused, no_proxy=no_proxy.format(port=server.port))
-        assert ask(caller, server.url) == b"ok"
-
-
-@pytest.mark.parametrize("no_proxy", ["", "127.0.0.2", "10.0.0.0/8", "example.org", "127.0.0.1:1"])
-def test_no_proxy_for_others_does_not(calling: Callable[..., Caller], no_proxy: str) -> None:
-    with serving(answer_ok) as server:
-        caller = calling(http_proxy=f"http://127.0.0.1:{free_port()}", no_proxy=no_proxy)
-        assert failure(lambda: ask(caller, server.url)).stage == "refused"
-
-
-def tunnel(peer: Peer, heard: Heard) -> bool:
-    """A proxy's answer to CONNECT: bytes both ways."""
-    host, _, port = heard.target.partition(":")
-    with socket.create_connection((host, int(port))) as onward:
-
-        def back() -> None:
-            try:
-                while data := onward.recv(65536):
-                    peer.send(data)
-            except OSError:
-                pass
-
-        thread = threading.Thread(target=back, daemon=True)
-        peer.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        thread.start()
-        try:
-            while data := peer.source.recv(65536):
-                onward.sendall(data)
-        finally:
-            onward.shutdown(socket.SHUT_RDWR)
-            thread.join()
-    return False
-
-
-@pytest.mark.parametrize("secure_proxy", [False, True], ids=["http proxy", "https proxy"])
-def test_tunnels_tls_through_the_proxy(
-    calling: Callable[..., Caller], certificate: Certificate, secure_proxy: bool
-) -> None:
-    with serving(answer_ok, certificate.server) as server, serving(tunnel, certificate.server if secure_proxy else None) as proxy:
-        url = proxy.url.replace("//", f"//me:{CANARY}@")
-        caller = calling(https_proxy=url, SSL_CERT_FILE=str(certificate.file))
-        assert [ask(caller, server.url) for _ in range(2)] == [b"ok"] * 2
-        assert (proxy.accepted, server.accepted) == (1, 1)
-        assert "proxy-authorization" in proxy.heard[0].headers
-        assert "authorization" not in proxy.heard[0].headers
-        assert "proxy-authorization" not in server.heard[0].headers
-
-
-def test_a_proxy_that_says_no_refuses(calling: Callable[..., Caller], certificate: Certificate) -> None:
-    def deny(peer: Peer, heard: Heard) -> None:
-        peer.send(whole(b"", status="407 Proxy Authentication Required"))
-
-    with serving(deny) as proxy:
-        caller = calling(https_proxy=proxy.url.replace("//", f"//me:{CANARY}@"))
-        assert failure(lambda: ask(caller, "https://lm.example")).stage == "refused"
-
-
-def test_a_proxy_that_cannot_be_used_refuses(calling: Callable[..., Caller]) -> None:
-    caller = calling(http_proxy=f"socks5://me:{CANARY}@127.0.0.1:1080")
-    error = failure(lambda: ask(caller, "http://127.0.0.1:1"))
-    assert error.stage == "refused"
-    assert "http_proxy" in str(error)
-
-
-@pytest.mark.parametrize("name", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
-def test_trusts_the_certificates_the_environment_names(
-    calling: Callable[..., Caller], certificate: Certificate, name: str
-) -> None:
-    with serving(answer_ok, certificate.server) as server:
-        caller = calling(**{name: str(certificate.file)})
-        assert [ask(caller, server.url) for _ in range(3)] == [b"ok"] * 3
-        assert server.accepted == 1
-
-
-@pytest.mark.parametrize("name", ["SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"])
-def test_trusts_a_folder_of_certificates(
-    calling: Callable[..., Caller], certificate: Certificate, name: str, tmp_path: Path
-) -> None:
-    command = ["openssl", "x509", "-hash", "-noout", "-in", str(certificate.file)]
-    digest = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    (tmp_path / f"{digest}.0").write_bytes(certificate.file.read_bytes())
-    with serving(answer_ok, certificate.server) as server:
-        assert ask(calling(**{name: str(tmp_path)}), server.url) == b"ok"
-
-
-def test_does_not_trust_a_strange_certificate(caller: Caller, certificate: Certificate) -> None:
-    with serving(answer_ok, certificate.server) as server:
-        error = failure(lambda: ask(caller, server.url))
-        assert error.stage == "refused"
-        assert "certificate" in str(error)
-        assert server.heard == []
-
-
-def test_does_not_trust_a_certificate_for_another_name(calling: Callable[..., Caller], certificate: Certificate) -> None:
-    with serving(answer_ok, certificate.server) as server:
-        caller = calling(SSL_CERT_FILE=str(certificate.file))
-        assert failure(lambda: ask(caller, server.url.replace("127.0.0.1", "localhost"))).stage == "refused"
-        assert server.heard == []
-
-
-def test_missing_certificates_are_said_to_be_missing(calling: Callable[..., Caller], tmp_path: Path) -> None:
-    caller = calling(SSL_CERT_FILE=str(tmp_path / "gone.pem"))
-    error = failure(lambda: ask(caller, f"https://127.0.0.1:{free_port()}"))
-    assert error.stage == "refused"
-    assert "gone.pem" in str(error)
-    assert "SSL_CERT_FILE" in str(error)
-
-
-def test_closing_over_tls_closes_upstream_at_once(calling: Callable[..., Caller], certificate: Certificate) -> None:
-    with serving(begin, certificate.server) as server:
-        call = calling(SSL_CERT_FILE=str(certificate.file)).send(post(server.url))
-        assert call.read() == EVENT
-        closed = time.monotonic()
-        call.close()
-        assert server.gone.get(timeout=SOON) - closed < AT_ONCE
-
-
-def test_connect_limit_covers_tls(caller: Caller) -> None:
-    with serving(say_nothing) as server:
-        url = server.url.replace("http:", "https:")
-        assert failure(lambda: caller.send(post(url), Limits(connect=0.3))).stage == "connect"
-
-
-# --- threads, processes, loops --------------------------------------------------------------------------------
-
-
-def test_serves_eight_threads_at_once(kind: str) -> None:
-    # A sync transport is shared by the threads; an async one has a loop in each of them.
-    shared = KINDS[kind]({})
-    results: list[list[bytes]] = []
-
-    def work(server: Server) -> None:
-        caller = AsyncCaller(shared.transport) if isinstance(shared, AsyncCaller) else shared
-        results.append([ask(caller, server.url) for _ in range(25)])
-        if caller is not shared:
-            caller.leave()
-
-    with serving(in_chunks) as server:
-        threads = [threading.Thread(target=work, args=(server,)) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(SOON * 3)
-        assert results == [[b"ok"] * 25] * 8
-        assert len(server.heard) == 200
-        assert server.accepted <= 8
-        shared.leave()
-
-
-def run(kind: str, url: str, script: str, *, strict: bool = True) -> str:
-    """What a fresh process prints that runs `script` with a `caller`; it may not say or warn of anything else."""
-    start = f"""
-        import os, sys
-        from transport_harness import KINDS, AsyncCaller
-        from maxwell.types import HTTPRequest
-        caller = KINDS[{kind!r}]({{}})
-        def send(path="/", caller=caller):
-            return caller.send(HTTPRequest("POST", {url!r} + path, {{}}, b"{{}}"))
-        def read(exchange):
-            return b"".join(iter(exchange.read, b"")).decode()
-        def own(caller):
-            return AsyncCaller(caller.transport) if isinstance(caller, AsyncCaller) else caller
-    """
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), *sys.path]))
-    done = subprocess.run(
-        [sys.executable, *(["-W", "error", "-X", "dev"] if strict else []), "-c", textwrap.dedent(start + script)],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.stderr == ""
-    assert done.returncode == 0
-    return done.stdout
-
-
-def say_number(peer: Peer, heard: Heard) -> None:
-    peer.send(whole(b"%d" % peer.number))
-
-
-def test_works_in_a_forked_child_and_in_its_parent(kind: str) -> None:
-    script = """
-        print(read(send()), flush=True)
-        child = os.fork()
-        if child == 0:
-            caller = own(caller)
-            print(read(send(caller=caller)), read(send(caller=caller)), flush=True)
-            caller.leave()
-            os._exit(0)
-        print(os.waitpid(child, 0)[1], read(send()), flush=True)
-        caller.leave()
-    """
-    with serving(say_number) as server:
-        # The first connection is the parent's and stays so, the second is the child's.
-        assert run(kind, server.url, script) == "1\n2 2\n0 1\n"
-
-
-def test_a_forked_child_that_tidies_up_leaves_its_parents_exchanges_alone(kind: str) -> None:
-    script = """
-        read(send("/more"))
-        exchange = send("/")
-        print(len(exchange.read()), flush=True)
-        if os.fork() == 0:
-            caller = own(caller)
-            read(send("/other", caller))
-            caller.leave()
-            del exchange
-            sys.exit()  # finalizes everything, unlike os._exit
-        print(os.wait()[1], read(send("/more")), len(read(exchange)))
-        caller.leave()
-    """
-    more = threading.Semaphore(0)
-
-    def handler(peer: Peer, heard: Heard) -> None:
-        if heard.target == "/":
-            peer.send(CHUNKED + chunk(EVENT))
-            assert more.acquire(timeout=SOON)
-            assert more.acquire(timeout=SOON)
-            peer.send(chunk(EVENT) + LAST_CHUNK)
-        else:
-            more.release(1 if heard.target == "/more" else 0)
-            peer.send(whole(b"ok"))
-
-    with serving(handler) as server:
-        size = len(EVENT)
-        assert run(kind, server.url, script, strict=False) == f"{size}\n0 ok {size}\n"
-
-
-def test_closing_reaches_the_server_although_a_forked_child_lives_on(kind: str) -> None:
-    script = """
-        exchange = send("/")
-        exchange.read()
-        ours, theirs = os.pipe()
-        if os.fork() == 0:
-            os.close(theirs)
-            os.read(ours, 1)
-            os._exit(0)
-        exchange.close()
-        print(read(send("/seen")))
-        os.close(theirs)
-        os.wait()
-        caller.leave()
-    """
-
-    def handler(peer: Peer, heard: Heard) -> None:
-        if heard.target == "/":
-            begin(peer, heard)
-        else:
-            server.gone.get(timeout=SOON / 2)
-            peer.send(whole(b"seen"))
-
-    with serving(handler) as server:
-        assert run(kind, server.url, script) == "seen\n"
-
-
-def test_works_in_one_loop_after_another(kind: str) -> None:
-    script = """
-        for _ in range(3):
-            caller = own(caller)
-            print(read(send(caller=caller)), read(send(caller=caller)), flush=True)
-            caller.leave()
-    """
-    with serving(say_number) as server:
-        # Each loop has one connection, and takes it along when it ends.
-        assert run(kind, server.url, script) == "1 1\n2 2\n3 3\n"
-        assert [server.gone.get(timeout=SOON) for _ in range(3)]
-
-
-def test_an_exchange_left_open_ends_with_its_loop_without_a_word(kind: str) -> None:
-    script = """
-        exchange = send()
-        print(len(exchange.read()))
-        caller.leave()
-        exchange.close() if isinstance(caller, AsyncCaller) is False else None
-    """
-    with serving(begin) as server:
-        assert run(kind, server.url, script) == f"{len(EVENT)}\n"
-        assert server.gone.get(timeout=SOON)

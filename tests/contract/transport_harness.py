@@ -1,8 +1,8 @@
-"""What the transport contract is checked with: a server that does as it is told, and one way to call them all.
+"""What the transport contract is checked with: an obedient server, and one way to call every transport.
 
-The server knows just enough HTTP to read a request; what it answers is up to the test. The callers make a sync and
-an async transport look alike, so that each test is written once. A further transport takes part by an entry in
-`KINDS`.
+The server knows just enough HTTP to read a request; what it answers is up to the test. The callers make a
+sync and an async transport look alike, so that each test is written once. A further transport takes part by
+an entry in `KINDS`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,21 @@ import struct
 import subprocess
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import pytest
+
 from maxwell.calls.aiohttp_transport import AiohttpTransport
-from maxwell.calls.effects import Limits
-from maxwell.calls.transport import AsyncExchange, AsyncTransport, SyncExchange, SyncTransport
+from maxwell.calls.effects import Limits, TransportError
+from maxwell.calls.transport import AsyncExchange, AsyncTransport, SyncTransport
 from maxwell.calls.urllib3_transport import Urllib3Transport
 from maxwell.types import HTTPRequest
 
+EVENT = b'data: {"choices": []}\n\n'
+AT_ONCE = 0.2  # seconds; how soon the server must see that an exchange was cut
 SOON = 10.0  # seconds; how long something that must happen may take before the test gives up
 CANARY = "canary-4f1d"  # stands for a key; must never be seen in an error
 
@@ -210,6 +215,10 @@ def answer_ok(peer: Peer, heard: Heard) -> None:
     peer.send(whole(b"ok"))
 
 
+def in_chunks(peer: Peer, heard: Heard) -> None:
+    peer.send(CHUNKED + chunk(b"o") + chunk(b"k") + LAST_CHUNK)
+
+
 class Certificate(NamedTuple):
     """A throwaway certificate for 127.0.0.1 that vouches for itself."""
 
@@ -221,7 +230,8 @@ def make_certificate(folder: Path) -> Certificate:
     key, file = folder / "key.pem", folder / "certificate.pem"
     names = ["subjectAltName=IP:127.0.0.1", "keyUsage=critical,digitalSignature,keyCertSign"]
     command = ["openssl", "req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=throwaway"]
-    command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", key, "-out", file]
+    command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    command += ["-keyout", str(key), "-out", str(file)]
     for name in names:
         command += ["-addext", name]
     subprocess.run(command, check=True, capture_output=True)
@@ -334,3 +344,37 @@ KINDS: dict[str, Callable[[Mapping[str, str]], Caller]] = {
     "urllib3": lambda environ: SyncCaller(Urllib3Transport(environ)),
     "aiohttp": lambda environ: AsyncCaller(AiohttpTransport(environ)),
 }
+
+
+def post(url: str, body: bytes = b"{}") -> HTTPRequest:
+    return HTTPRequest(
+        "POST", url, {"Authorization": f"Bearer {CANARY}", "Content-Type": "application/json"}, body
+    )
+
+
+def read_all(call: Call) -> bytes:
+    return b"".join(iter(call.read, b""))
+
+
+def ask(caller: Caller, url: str) -> bytes:
+    return read_all(caller.send(post(url)))
+
+
+def failure(work: Callable[[], object]) -> TransportError:
+    """The error that `work` fails with, after a look at every way to print it for the key."""
+    with pytest.raises(TransportError) as caught:
+        work()
+    error = caught.value
+    shown = "".join([repr(error), str(error), *traceback.format_exception(error)])
+    assert CANARY not in shown
+    return error
+
+
+def begin(peer: Peer, heard: Heard) -> None:
+    """One event, then silence until the other side goes."""
+    peer.send(CHUNKED + chunk(EVENT))
+    peer.until_gone()
+
+
+def say_nothing(peer: Peer, heard: Heard) -> None:
+    peer.until_gone()

@@ -232,6 +232,19 @@ def test_faults_act_on_whole_replies_too(dialect: BackendName) -> None:
         assert (answer.status, answer.json["error"]["message"]) == (503, "full")
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_faults_act_on_embeddings_too(dialect: BackendName) -> None:
+    body = {"model": "tiny", "input": "x"}
+    with FakeServer(dialect, embeddings=True) as server:
+        server.fail(faults.NoUsage())
+        assert "usage" not in call(server, "/v1/embeddings", body).json
+        server.fail(faults.ContextOverflow())
+        assert call(server, "/v1/embeddings", body).status >= 400
+        server.fail(faults.CloseEarly())
+        assert not _is_json(call(server, "/v1/embeddings", body).raw)
+        assert "usage" in call(server, "/v1/embeddings", body).json
+
+
 def test_close_early_may_still_say_done() -> None:
     with FakeServer("vllm") as server:
         server.fail(faults.CloseEarly(after=1, done=True))

@@ -44,8 +44,10 @@ def test_caps_count_in_each_dialects_own_order() -> None:
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_generation_ends_where_the_context_does(dialect: BackendName) -> None:
     with FakeServer(dialect, context=32, reply=["tok "] * 1000) as server:
-        usage = call(server, CHAT, HELLO).json["usage"]
-        assert usage["total_tokens"] == 32
+        for cap in ({}, {"max_tokens": 30}):
+            reply = call(server, CHAT, HELLO | cap).json
+            assert reply["usage"]["total_tokens"] == 32
+            assert reply["choices"][0]["finish_reason"] == "length"
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

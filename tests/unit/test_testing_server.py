@@ -129,6 +129,17 @@ def test_meter_agrees_with_what_is_reported_and_with_what_is_not() -> None:
         assert server.usage.completion_tokens == 2 * usage["completion_tokens"] + 2
 
 
+def test_books_are_closed_when_done_arrives() -> None:
+    with FakeServer("llamacpp") as server:
+        for _ in range(100):
+            with opened(server, CHAT, STREAM) as response:
+                while b"[DONE]" not in response.read1():
+                    pass
+                assert server.in_flight == 0
+                assert server.requests[-1].finished.is_set()
+        assert not any(r.aborted for r in server.requests)
+
+
 def test_refused_requests_are_not_metered() -> None:
     with FakeServer("llamacpp", context=16, embeddings=False) as server:
         call(server, CHAT, HELLO | {"messages": [{"role": "user", "content": "x" * 500}]})
@@ -213,6 +224,16 @@ def test_stopping_breaks_a_running_stream() -> None:
         assert not server.requests[0].aborted
 
 
+def _stop_before_a_client_reads() -> None:
+    """Leave bytes behind that can never be sent."""
+    with (
+        FakeServer("llamacpp", context=100_000, reply=["x" * 1000] * 20_000) as server,
+        connected(server) as deaf,
+    ):
+        send(deaf, CHAT, STREAM)
+        until(lambda: server.usage.completion_tokens > 64)
+
+
 def test_server_leaves_no_thread_and_no_open_file() -> None:
     before = threading.active_count()
     with warnings.catch_warnings(record=True) as caught:
@@ -222,6 +243,7 @@ def test_server_leaves_no_thread_and_no_open_file() -> None:
             idle.getresponse().read()
         stopped = FakeServer("vllm").start()
         stopped.stop()
+        _stop_before_a_client_reads()
         del server, stopped
         gc.collect()
     assert [w for w in caught if issubclass(w.category, ResourceWarning)] == []

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from .base import Backend, EmbeddingReply
-from .listing import ModelsReply, Probes, Props
-from .llamacpp import LlamaCppBackend
-from .openai import OpenAIBackend
-from .vllm import VLLMBackend
-from .wire import DONE, Choice, Chunk, Delta, ToolCallDelta, WireTimings, WireUsage, decode_chunk, usage_of
+from maxwell.backends.base import Backend, EmbeddingReply
+from maxwell.backends.listing import ModelsReply, Probes, Props
+from maxwell.backends.llamacpp import LlamaCppBackend
+from maxwell.backends.openai import OpenAIBackend
+from maxwell.backends.vllm import VLLMBackend
+from maxwell.backends.wire import (
+    DONE,
+    Choice,
+    Chunk,
+    Delta,
+    ToolCallDelta,
+    WireTimings,
+    WireUsage,
+    decode_chunk,
+    usage_of,
+)
 
 __all__ = [
     "DONE",

@@ -14,13 +14,19 @@ from typing import Any, ClassVar
 import msgspec
 from msgspec import Struct
 
-from ..errors import StatusError
-from ..registry.endpoints import root
-from ..registry.specs import EmbeddingSpec, LLMSpec, Spec
-from ..types import BackendName, ChatCall, HealthState, HTTPRequest, Message, ServedModel, Usage
-from . import listing, refusals
-from .listing import ModelsReply, Probes, Props
-from .wire import BAD_JSON, TokensReply, decode_embeddings_reply, decode_tokens_reply, embedding_usage
+from maxwell.backends import listing, refusals
+from maxwell.backends.listing import ModelsReply, Probes, Props
+from maxwell.backends.wire import (
+    BAD_JSON,
+    TokensReply,
+    decode_embeddings_reply,
+    decode_tokens_reply,
+    embedding_usage,
+)
+from maxwell.errors import StatusError
+from maxwell.registry.endpoints import openai_url
+from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Spec
+from maxwell.types import BackendName, ChatCall, HealthState, HTTPRequest, Message, ServedModel, Usage
 
 # Every name by which a server takes the most tokens to generate. A request carries one of them.
 CAPS = ("max_tokens", "max_completion_tokens", "n_predict")
@@ -96,9 +102,8 @@ class Backend:
         options = body.get("stream_options")
         body["stream"] = True
         body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
-        return self._post(
-            spec.api_base, "/v1/chat/completions", body, key, "text/event-stream, application/json"
-        )
+        url = openai_url(spec.api_base, "/chat/completions")
+        return self._post(url, body, key, "text/event-stream, application/json")
 
     def cap_field(self, spec: LLMSpec) -> str:
         """The name under which this server takes the most tokens to generate."""
@@ -157,7 +162,7 @@ class Backend:
                     f"{spec.name}: an {self.name} server does not truncate; cut the input before sending"
                 )
             body["truncate_prompt_tokens"] = truncate_to
-        return self._post(spec.api_base, "/v1/embeddings", body, key)
+        return self._post(openai_url(spec.api_base, "/embeddings"), body, key)
 
     def decode_embeddings(self, body: bytes, count: int) -> EmbeddingReply:
         """Vectors of `count` inputs, in their order.
@@ -227,7 +232,9 @@ class Backend:
 
     def probes(self, root: str, key: str | None) -> Probes:
         """Free requests that tell how the server at `root` (see `registry.endpoints.root`) is."""
-        return Probes(health=self._get(root, "/health", key), models=self._get(root, "/v1/models", key))
+        return Probes(
+            health=self._get(f"{root}/health", key), models=self._get(openai_url(root, "/models"), key)
+        )
 
     def read_health(self, status: int, headers: Mapping[str, str], body: bytes) -> HealthState | None:
         """State by the reply to `probes().health`; None = it does not tell. Never raises."""
@@ -266,14 +273,12 @@ class Backend:
 
     # --- requests
 
-    def _post(
-        self, api_base: str, path: str, body: Any, key: str | None, accept: str = "application/json"
-    ) -> HTTPRequest:
+    def _post(self, url: str, body: Any, key: str | None, accept: str = "application/json") -> HTTPRequest:
         headers = {"content-type": "application/json", **_headers(key, accept)}
-        return HTTPRequest("POST", root(api_base) + path, headers, msgspec.json.encode(body))
+        return HTTPRequest("POST", url, headers, msgspec.json.encode(body))
 
-    def _get(self, base: str, path: str, key: str | None) -> HTTPRequest:
-        return HTTPRequest("GET", base + path, _headers(key, "application/json"))
+    def _get(self, url: str, key: str | None) -> HTTPRequest:
+        return HTTPRequest("GET", url, _headers(key, "application/json"))
 
 
 def _headers(key: str | None, accept: str) -> dict[str, str]:

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from ..errors import Fault
-from .wire import BAD_JSON
+from maxwell.backends.wire import BAD_JSON
+from maxwell.errors import Fault
 
 # Only so much of a message is searched for known wordings; one may quote a whole prompt.
 _SEARCHED = 4000
@@ -28,10 +28,9 @@ class Complaint(Struct, frozen=True):
     code: str = ""
     param: str = ""
 
-    @property
-    def said(self) -> str:
-        """As much of the message as is searched for known wordings."""
-        return self.message[:_SEARCHED]
+    def says(self, wording: str) -> bool:
+        """Whether the message contains `wording`, a regular expression; case does not matter."""
+        return re.search(wording, self.message[:_SEARCHED], re.IGNORECASE) is not None
 
     def named(self, words: frozenset[str]) -> bool:
         """Whether `code` or `type` is one of `words`."""
@@ -125,60 +124,60 @@ _STATUS_OF = {
     "timeout_error": 504, "exceed_context_size_error": 400, "context_length_exceeded": 400,
 }  # fmt: skip
 
-
-def _any_of(*patterns: str) -> re.Pattern[str]:
-    return re.compile("|".join(patterns), re.IGNORECASE)
-
-
-# Wordings, each from a server or service that sends no telling code with it.
-_OVERFLOW_TEXT = _any_of(
-    r"maximum (?:context|prompt) length",  # vLLM, OpenAI, llama-cpp-python, SGLang (sum), most services
-    r"model'?s context (?:length|window)",  # SGLang (input), Together
-    r"(?:context (?:size|length|window)|input tokens?) exceeds?\b",
-    r"exceeds? the (?:available |model'?s )?(?:maximum )?context",  # llama.cpp
-    r"exceeds? the configured limit",  # OpenAI, newer models
-    r"cannot be greater than max_model_len",  # vLLM, completion alone
-    r"max_(?:completion_)?tokens.{0,30} is too large",  # OpenAI, SGLang
-    r"`inputs` (?:tokens \+ `max_new_tokens` must be <=|must have less than)",  # TGI, TEI
-    r"prompt is too long|input is too long|request too large",  # Anthropic, Bedrock, Groq
-    r"exceeds the maximum number of tokens allowed",  # Google
-    r"reduce the length of the (?:messages|input|prompt)",
+# Wordings, each from a server or service that sends no telling code with it. They are compiled when first
+# needed: most processes never meet an error.
+_OVERFLOW_TEXT = "|".join(
+    (
+        r"maximum (?:context|prompt) length",  # vLLM, OpenAI, llama-cpp-python, SGLang (sum), most services
+        r"model'?s context (?:length|window)",  # SGLang (input), Together
+        r"(?:context (?:size|length|window)|input tokens?) exceeds?\b",
+        r"exceeds? the (?:available |model'?s )?(?:maximum )?context",  # llama.cpp
+        r"exceeds? the configured limit",  # OpenAI, newer models
+        r"cannot be greater than max_model_len",  # vLLM, completion alone
+        r"max_(?:completion_)?tokens.{0,30} is too large",  # OpenAI, SGLang
+        r"`inputs` (?:tokens \+ `max_new_tokens` must be <=|must have less than)",  # TGI, TEI
+        r"prompt is too long|input is too long|request too large",  # Anthropic, Bedrock, Groq
+        r"exceeds the maximum number of tokens allowed",  # Google
+        r"reduce the length of the (?:messages|input|prompt)",
+    )
 )
-_QUOTA_TEXT = _any_of(r"credit balance is too low", r"insufficient (?:balance|credits?|funds)")
-_POLICY_TEXT = _any_of(
-    r"content (?:management )?policy",
-    r"flagged (?:by|as potentially|for)|input was flagged",
-    r"usage polic(?:y|ies)",
-    r"safety system",
+_QUOTA_TEXT = r"credit balance is too low|insufficient (?:balance|credits?|funds)"
+_POLICY_TEXT = (
+    r"content (?:management )?policy|usage polic(?:y|ies)|safety system"
+    r"|flagged (?:by|as potentially|for)|input was flagged"
 )
-_AUTH_TEXT = _any_of(r"invalid api[ _-]?key", r"api key not valid", r"incorrect api key")
-_NO_MODEL_TEXT = _any_of(
-    r"\bmodel\b.{0,200}\b(?:not found|does not exist|doesn't exist|not exist)",  # vLLM, Ollama, llama.cpp
-    r"\bserver is pinned to\b",  # transformers serve
-    r"is not a valid model|invalid model|unknown model|no such model|model name is missing",
+_AUTH_TEXT = r"(?:invalid|incorrect) api[ _-]?key|api key not valid"
+_NO_MODEL_TEXT = "|".join(
+    (
+        r"\bmodel\b.{0,200}\b(?:not found|does not exist|doesn't exist|not exist)",  # vLLM, Ollama, llama.cpp
+        r"\bserver is pinned to\b",  # transformers serve
+        r"is not a valid model|invalid model|unknown model|no such model|model name is missing",
+    )
 )
-_CANNOT_TEXT = _any_of(
-    r"(?:image|audio|video|file) inputs? (?:is|are) not supported",  # llama.cpp without mmproj: a lasting 500
-    r"does(?: not|n't) support",  # logits, embeddings, image input, Matryoshka, this API ...
-    r"not a multimodal model|not a chat model|not supported (?:in|with|by|for)",
-    r"unexpected fields in the request|unrecognized request argument|extra inputs are not permitted",
-    r"requires --|--tool-call-parser",  # vLLM started without what the request needs
-    r"is not oai compatible|custom grammar constraints with tools",
-    r"must be created with embedding=true|input should be 'text' or 'json_object'",  # llama-cpp-python
+_CANNOT_TEXT = "|".join(
+    (
+        r"(?:image|audio|video|file) inputs? (?:is|are) not supported",  # llama.cpp without mmproj
+        r"does(?: not|n't) support",  # logits, embeddings, image input, Matryoshka, this API ...
+        r"not a multimodal model|not a chat model|not supported (?:in|with|by|for)",
+        r"unexpected fields in the request|unrecognized request argument|extra inputs are not permitted",
+        r"requires --|--tool-call-parser",  # vLLM started without what the request needs
+        r"is not oai compatible|custom grammar constraints with tools",
+        r"must be created with embedding=true|input should be 'text' or 'json_object'",  # llama-cpp-python
+    )
 )
-_WRONG_TEXT = _any_of(r"json\.exception|failed to parse (?:tools|messages|json)|\d+ validation errors?:")
-_NOT_READY = _any_of(r"\b(?:loading|scaling|warming up|starting up)\b")
-_FAILED = _any_of(r"\b(?:fail|error)")
+_WRONG_TEXT = r"json\.exception|failed to parse (?:tools|messages|json)|\d+ validation errors?:"
+_NOT_READY = r"\b(?:loading|scaling|warming up|starting up)\b"
+_FAILED = r"\b(?:fail|error)"
 
 
 def is_loading(complaint: Complaint) -> bool:
     """Whether a 503 means "not ready yet" and not "no room" or "broken"."""
-    return bool(_NOT_READY.search(complaint.said)) and not _FAILED.search(complaint.said)
+    return complaint.says(_NOT_READY) and not complaint.says(_FAILED)
 
 
 def is_incapable(complaint: Complaint) -> bool:
     """Whether the server says in words that it, or its model, cannot do what was asked."""
-    return complaint.named(_CANNOT) or bool(_CANNOT_TEXT.search(complaint.said))
+    return complaint.named(_CANNOT) or complaint.says(_CANNOT_TEXT)
 
 
 def classify(status: int | None, complaint: Complaint) -> Fault:
@@ -189,16 +188,15 @@ def classify(status: int | None, complaint: Complaint) -> Fault:
         return _too_many(complaint)
     if status >= 500:
         return _server_side(status, complaint)
-    said = complaint.said
-    if status == 402 or complaint.named(_QUOTA) or _QUOTA_TEXT.search(said):
+    if status == 402 or complaint.named(_QUOTA) or complaint.says(_QUOTA_TEXT):
         return "quota"
-    if complaint.named(_POLICY) or _POLICY_TEXT.search(said):
+    if complaint.named(_POLICY) or complaint.says(_POLICY_TEXT):
         return "content_policy"
-    if status in (401, 403) or complaint.named(_AUTH) or _AUTH_TEXT.search(said):
+    if status in (401, 403) or complaint.named(_AUTH) or complaint.says(_AUTH_TEXT):
         return "auth"
     if status == 404:
         return "model_missing" if _lacks_model(complaint) else "unsupported"
-    if status == 413 or complaint.named(_OVERFLOW) or _OVERFLOW_TEXT.search(said):
+    if status == 413 or complaint.named(_OVERFLOW) or complaint.says(_OVERFLOW_TEXT):
         return "context_overflow"
     return _client_side(status, complaint)
 
@@ -224,11 +222,11 @@ def _server_side(status: int, complaint: Complaint) -> Fault:
         return "server_error"
     # llama.cpp answers 500 to requests that it will never serve. "Context size has been exceeded", though, is
     # a full cache that others fill: it passes.
-    if "too large to process" in complaint.said:
+    if complaint.says("too large to process"):
         return "context_overflow"
     if is_incapable(complaint):
         return "unsupported"
-    return "bad_request" if _WRONG_TEXT.search(complaint.said) else "server_error"
+    return "bad_request" if complaint.says(_WRONG_TEXT) else "server_error"
 
 
 def _client_side(status: int, complaint: Complaint) -> Fault:
@@ -244,4 +242,4 @@ def _client_side(status: int, complaint: Complaint) -> Fault:
 
 
 def _lacks_model(complaint: Complaint) -> bool:
-    return complaint.named(_NO_MODEL) or bool(_NO_MODEL_TEXT.search(complaint.said))
+    return complaint.named(_NO_MODEL) or complaint.says(_NO_MODEL_TEXT)

@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from ..types import HealthState, HTTPRequest, ServedModel
-from .complaints import is_loading, read_complaint
-from .wire import BAD_JSON
+from maxwell.backends.complaints import is_loading, read_complaint
+from maxwell.backends.wire import BAD_JSON
+from maxwell.types import HealthState, HTTPRequest, ServedModel
 
 
 class Probes(Struct, frozen=True):

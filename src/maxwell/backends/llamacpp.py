@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from ..registry.specs import LLMSpec, Spec
-from ..types import BackendName, HTTPRequest, Message
-from .base import Backend
-from .listing import Probes
+from maxwell.backends.base import Backend
+from maxwell.backends.listing import Probes
+from maxwell.registry.endpoints import openai_url, root
+from maxwell.registry.specs import LLMSpec, Spec
+from maxwell.types import BackendName, HTTPRequest, Message
 
 
 class LlamaCppBackend(Backend):
@@ -30,17 +31,17 @@ class LlamaCppBackend(Backend):
     ) -> HTTPRequest | None:
         """POST /tokenize."""
         body = {"model": spec.model, "content": text, "add_special": add_special}
-        return self._post(spec.api_base, "/tokenize", body, key)
+        return self._post(root(spec.api_base) + "/tokenize", body, key)
 
     def detokenize(self, spec: Spec, tokens: Sequence[int], key: str | None) -> HTTPRequest | None:
         """POST /detokenize."""
-        return self._post(spec.api_base, "/detokenize", {"model": spec.model, "tokens": tokens}, key)
+        return self._post(root(spec.api_base) + "/detokenize", {"model": spec.model, "tokens": tokens}, key)
 
     def count_chat(self, spec: LLMSpec, messages: Sequence[Message], key: str | None) -> HTTPRequest | None:
         """POST /v1/chat/completions/input_tokens, which applies the chat template."""
         body = {"model": spec.model, "messages": messages}
-        return self._post(spec.api_base, "/v1/chat/completions/input_tokens", body, key)
+        return self._post(openai_url(spec.api_base, "/chat/completions/input_tokens"), body, key)
 
     def probes(self, root: str, key: str | None) -> Probes:
         """Adds /props: slots, context, sleep and vision stand nowhere else."""
-        return msgspec.structs.replace(super().probes(root, key), props=self._get(root, "/props", key))
+        return msgspec.structs.replace(super().probes(root, key), props=self._get(f"{root}/props", key))

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from ..registry.endpoints import is_openai
-from ..registry.specs import LLMSpec
-from ..types import BackendName, ChatCall, HTTPRequest
-from .base import Backend
-from .complaints import read_complaint
-from .wire import BAD_JSON
+from maxwell.backends.base import Backend
+from maxwell.backends.complaints import read_complaint
+from maxwell.backends.wire import BAD_JSON
+from maxwell.registry.endpoints import is_openai
+from maxwell.registry.specs import LLMSpec
+from maxwell.types import BackendName, ChatCall, HTTPRequest
 
 # gpt-4o, gpt-5-mini, chatgpt-4o-latest, o1, o3-mini ... but not gpt-oss, gpt-j or gpt4all.
 _OPENAI_MODEL = re.compile(r"gpt-\d|chatgpt-|o\d+(?:-|$)")
@@ -28,10 +28,9 @@ _MENDS = {
     "max_completion_tokens": "max_tokens",
 }
 _REFUSING = frozenset({"unsupported_parameter", "unsupported_value", "extra_forbidden"})
-_REFUSING_TEXT = re.compile(
+_REFUSING_TEXT = (
     r"unsupported (?:parameter|value)|unrecognized request argument|unexpected fields"
-    r"|not (?:permitted|supported)",
-    re.IGNORECASE,
+    r"|not (?:permitted|supported)"
 )
 
 
@@ -77,10 +76,10 @@ def _bare(model: str) -> str:
 
 def _refused_field(error_body: bytes) -> str | None:
     complaint = read_complaint(error_body)
-    if not ({complaint.code, complaint.type} & _REFUSING or _REFUSING_TEXT.search(complaint.said)):
+    if not (complaint.named(_REFUSING) or complaint.says(_REFUSING_TEXT)):
         return None
     if complaint.param:
         return complaint.param if complaint.param in _MENDS else None
     # The first name is the refused one: "'max_tokens' is not supported ... use 'max_completion_tokens'".
-    found = re.search(r"\b(" + "|".join(_MENDS) + r")\b", complaint.said)
+    found = re.search(r"\b(" + "|".join(_MENDS) + r")\b", complaint.message)
     return found[1] if found else None

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from ..errors import Fault, StatusError
-from .complaints import classify, complaint_of, is_incapable, read_complaint
+from maxwell.backends.complaints import classify, complaint_of, is_incapable, read_complaint
+from maxwell.errors import Fault, StatusError
 
 # A server's own words are quoted up to this many characters.
 _SHOWN = 300

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from ..registry.specs import LLMSpec, Spec
-from ..types import BackendName, HTTPRequest, Message
-from .base import Backend
+from maxwell.backends.base import Backend
+from maxwell.registry.endpoints import root
+from maxwell.registry.specs import LLMSpec, Spec
+from maxwell.types import BackendName, HTTPRequest, Message
 
 
 class VLLMBackend(Backend):
@@ -27,12 +28,12 @@ class VLLMBackend(Backend):
     ) -> HTTPRequest | None:
         """POST /tokenize."""
         body = {"model": spec.model, "prompt": text, "add_special_tokens": add_special}
-        return self._post(spec.api_base, "/tokenize", body, key)
+        return self._post(root(spec.api_base) + "/tokenize", body, key)
 
     def detokenize(self, spec: Spec, tokens: Sequence[int], key: str | None) -> HTTPRequest | None:
         """POST /detokenize."""
-        return self._post(spec.api_base, "/detokenize", {"model": spec.model, "tokens": tokens}, key)
+        return self._post(root(spec.api_base) + "/detokenize", {"model": spec.model, "tokens": tokens}, key)
 
     def count_chat(self, spec: LLMSpec, messages: Sequence[Message], key: str | None) -> HTTPRequest | None:
         """POST /tokenize with messages."""
-        return self._post(spec.api_base, "/tokenize", {"model": spec.model, "messages": messages}, key)
+        return self._post(root(spec.api_base) + "/tokenize", {"model": spec.model, "messages": messages}, key)

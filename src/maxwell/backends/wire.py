@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from ..types import Usage
+from maxwell.types import Usage
 
 # Payload of the event that closes a chat stream. It proves nothing: it may follow an error, or never come.
 DONE = b"[DONE]"

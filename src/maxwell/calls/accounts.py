@@ -1,15 +1,14 @@
-"""Books one attempt: hold the worst case before sending, settle what was used after, whatever happens between."""
+"""Books one attempt: the worst case is held before sending, what was used is settled after."""
 
 from __future__ import annotations
 
 import logging
 
+from maxwell.calls.state import Entry, PoolState, budget_left, has_budget
 from maxwell.errors import BudgetExceeded, LedgerError
 from maxwell.ledger import Hold, NoRoom, resets_at
 from maxwell.registry.specs import LLMSpec, Spec
 from maxwell.types import Usage
-
-from .state import Entry, PoolState, budget_left, has_budget
 
 log = logging.getLogger("maxwell")
 
@@ -17,7 +16,7 @@ LEAST_COMPLETION = 64  # a shrunken completion below this is of no use to anybod
 
 
 def cost_usd(spec: Spec, usage: Usage) -> float:
-    """Price of `usage` by the registry, in US dollars; cached prompt tokens at their own price if declared."""
+    """Price of `usage` by the registry, in US dollars; cached prompt tokens at their own price."""
     cached = usage.cached_tokens or 0
     if not isinstance(spec, LLMSpec):
         return spec.cost_per_1k_tokens * usage.total_tokens / 1000

@@ -13,6 +13,7 @@ import io
 import math
 import os
 import socket
+import weakref
 from collections.abc import AsyncGenerator, Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -21,10 +22,18 @@ import aiohttp
 from aiohttp.connector import Connection
 from yarl import URL
 
+from maxwell.calls.effects import Limits, TransportError
+from maxwell.calls.network import (
+    KEEPALIVE_SECONDS,
+    PIECE,
+    Network,
+    Server,
+    bracketed,
+    check,
+    failure,
+    lower_names,
+)
 from maxwell.types import HTTPRequest
-
-from .effects import Limits, TransportError
-from .network import KEEPALIVE_SECONDS, PIECE, Network, Server, bracketed, check, failure, lower_names
 
 # Every way in which an exchange fails; ValueError for a name too long to be looked up, RuntimeError for a
 # connection that was closed under its reader.
@@ -57,16 +66,16 @@ class AiohttpTransport:
         check(request.headers)
         flight = _Flight(loop, server, limits)
         try:
-            return await self._ask(home.session, request, target, flight)
+            return await self._ask(home, request, target, flight)
         except TransportError as error:
             if not flight.reused or error.stage != "closed" or not error.fresh:
                 raise
         # The server had dropped the connection while it lay idle: on a new one, once.
-        flight.reuse = False
-        return await self._ask(home.session, request, target, flight)
+        flight.reuse, flight.wire = False, None
+        return await self._ask(home, request, target, flight)
 
     async def close(self) -> None:
-        """Drop the running loop's connections. The transport can be used again."""
+        """Drop the running loop's connections; its open exchanges are cut. The transport can be used again."""
         home = self._homes.get(asyncio.get_running_loop())
         if home is not None and self._process == os.getpid():
             await home.keeper.aclose()
@@ -74,13 +83,11 @@ class AiohttpTransport:
     async def _settle(self, loop: asyncio.AbstractEventLoop) -> _Home:
         """Open a session that ends with the loop."""
         if self._process != os.getpid():
-            # A forked child shares the parent's selectors: to close anything would deafen the parent.
+            # Kept, because the child must not close them: see _Connector.
             for home in self._homes.values():
                 self._inherited.append((home, home.session.connector))
                 home.session.detach()
             self._process, self._homes = os.getpid(), {}
-        for gone in [known for known in self._homes if known.is_closed()]:  # closed without shutting down
-            await self._homes.pop(gone).session.close()
         session = aiohttp.ClientSession(
             connector=_Connector(limit=0, keepalive_timeout=KEEPALIVE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -89,19 +96,22 @@ class AiohttpTransport:
             read_bufsize=PIECE,
             auto_decompress=False,
         )
-        home = self._homes[loop] = _Home(session, _until_shutdown(loop, session, self._homes))
+        home = self._homes[loop] = _Home(session)
+        home.keeper = _until_shutdown(loop, home, self._homes)
         await anext(home.keeper)
+        for known, other in list(self._homes.items()):
+            if known.is_closed():  # without shutting down: nothing ended its session
+                self._homes.pop(known, None)
+                await other.session.close()
         return home
 
-    async def _ask(
-        self, session: aiohttp.ClientSession, request: HTTPRequest, target: str, flight: _Flight
-    ) -> AiohttpExchange:
+    async def _ask(self, home: _Home, request: HTTPRequest, target: str, flight: _Flight) -> AiohttpExchange:
         server = flight.server
         options = self._options(server, request)
         token = _current.set(flight)
         try:
             async with asyncio.timeout_at(flight.start("connect", flight.limits.connect)) as flight.timer:
-                response = await session.request(
+                response = await home.session.request(
                     request.method,
                     URL(f"{server.scheme}://{bracketed(server.host)}:{server.port}{target}", encoded=True),
                     allow_redirects=False,
@@ -116,7 +126,9 @@ class AiohttpTransport:
         finally:
             _current.reset(token)
             flight.timer = None  # it knows the task, whose result may be the exchange, which knows the flight
-        return AiohttpExchange(response, flight)
+        exchange = AiohttpExchange(response, flight)
+        home.exchanges.add(exchange)
+        return exchange
 
     def _options(self, server: Server, request: HTTPRequest) -> dict[str, Any]:
         body: Any = request.body or None
@@ -141,7 +153,17 @@ class AiohttpTransport:
 class AiohttpExchange:
     """A response being read."""
 
-    __slots__ = ("_content", "_cut", "_flight", "_over", "_response", "_watch", "headers", "status")
+    __slots__ = (
+        "__weakref__",
+        "_content",
+        "_cut",
+        "_flight",
+        "_over",
+        "_response",
+        "_watch",
+        "headers",
+        "status",
+    )
 
     def __init__(self, response: aiohttp.ClientResponse, flight: _Flight) -> None:
         self._response = response
@@ -195,8 +217,8 @@ class AiohttpExchange:
             here = asyncio.get_running_loop() is flight.loop
         except RuntimeError:
             here = False
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and its connections with it
-            if here:
+        with contextlib.suppress(RuntimeError):  # the loop has closed meanwhile, and its connections with it
+            if here or flight.loop.is_closed():
                 _end(self._watch, response, connection)
             else:
                 flight.loop.call_soon_threadsafe(_end, self._watch, response, connection)
@@ -215,24 +237,26 @@ class AiohttpExchange:
 
 
 class _Home:
-    """What one event loop has: its session, and the generator that closes it."""
+    """What one event loop has: its session, the exchanges not yet dropped, the generator that ends them all."""
 
-    def __init__(self, session: aiohttp.ClientSession, keeper: AsyncGenerator[None, None]) -> None:
+    keeper: AsyncGenerator[None, None]
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
         self.session = session
-        self.keeper = keeper
+        self.exchanges: weakref.WeakSet[AiohttpExchange] = weakref.WeakSet()
 
 
 async def _until_shutdown(
-    loop: asyncio.AbstractEventLoop,
-    session: aiohttp.ClientSession,
-    homes: dict[asyncio.AbstractEventLoop, _Home],
+    loop: asyncio.AbstractEventLoop, home: _Home, homes: dict[asyncio.AbstractEventLoop, _Home]
 ) -> AsyncGenerator[None, None]:
     # A loop that shuts down closes the asynchronous generators begun in it: the one hook it offers.
     try:
         yield
     finally:
         homes.pop(loop, None)
-        await session.close()
+        for exchange in list(home.exchanges):  # or their readers would wait for ever
+            exchange.close()
+        await home.session.close()
 
 
 class _Flight:
@@ -312,17 +336,25 @@ _current: ContextVar[_Flight] = ContextVar("_current")
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Tells the request under way which connection it got."""
+    """Tells the request under way which connection it got.
+
+    In a forked child it does nothing: the child shares its parent's selector, and to close anything there
+    would deafen the parent.
+    """
 
     def __init__(self, **options: Any) -> None:
         self._process = os.getpid()
         super().__init__(**options)
 
     def __del__(self, *_: Any) -> None:
-        if self._process == os.getpid():  # see AiohttpTransport._settle
+        if self._process == os.getpid():
             super().__del__()
 
-    async def connect(self, req: Any, traces: Any, timeout: Any) -> Connection:  # noqa: ASYNC109 - aiohttp's signature
+    def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:
+        if self._process == os.getpid():
+            super()._release(key, protocol, should_close=should_close)
+
+    async def connect(self, req: Any, traces: Any, timeout: Any) -> Connection:
         connection = await super().connect(req, traces, timeout)
         _current.get().connected(connection)
         return connection
@@ -382,8 +414,11 @@ def _end(watch: _Watch, response: aiohttp.ClientResponse, connection: Connection
     """The part of a cut that belongs to the loop's thread."""
     watch.stop()
     if connection is not None and connection.transport is not None:
-        connection.transport.abort()
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            connection.transport.abort()
     response.close()
+    if connection is not None:
+        connection.close()
 
 
 def _has_length(headers: Mapping[str, str]) -> bool:

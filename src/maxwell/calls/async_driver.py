@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from .effects import Close, Emit, Flow, Gather, Pull, Send, Sleep, T
-from .transport import AsyncExchange, AsyncTransport
+from maxwell.calls.effects import Close, Emit, Flow, Gather, Pull, Send, Sleep, T
+from maxwell.calls.transport import AsyncExchange, AsyncTransport
 
 # The loop holds tasks weakly; those that outlast their Gather are held here until they end.
 _background: set[asyncio.Task[Any]] = set()

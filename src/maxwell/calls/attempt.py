@@ -54,7 +54,9 @@ def attempt(
             spec, msgspec.structs.replace(chat, max_tokens=account.max_tokens), entry.endpoint.key
         )
         exchange = yield from _open(state, entry, backend, request, limits_for(state, spec, deadline))
-        yield from read(exchange, backend, reply, state.clock.monotonic, emit=emit)
+        yield from read(
+            exchange, backend, reply, state.clock.monotonic, emit=emit, secrets=entry.endpoint.secrets
+        )
         account.settle(reply.usage)
     except TransportError as error:
         sent = error.stage not in ("refused", "connect")
@@ -83,7 +85,7 @@ def _check_possible(entry: Entry, backend: Backend, chat: ChatCall) -> None:
 
 
 def _completion_cap(entry: Entry, wanted: int | None, prompt: int) -> int:
-    """How many completion tokens to ask for: the caller's word, within what the model and its context hold."""
+    """How many completion tokens to ask for: the caller's word, within the model's cap and context."""
     candidate = entry.candidate
     assert candidate is not None
     most = candidate.spec.capabilities.max_tokens
@@ -108,7 +110,9 @@ def _open(
         if exchange.status == 200:
             return exchange
         body = yield from error_body(exchange)
-        mended = backend.without_refused(request, body) if exchange.status == 400 and not last else None
+        mended = None
+        if exchange.status in (400, 422) and not last:
+            mended = backend.without_refused(request, body)
         if mended is None:
             raise refusal(state, entry, backend, exchange.status, exchange.headers, body)
         request = mended

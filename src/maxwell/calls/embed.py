@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from maxwell.backends.base import Backend
+from maxwell.calls.accounts import Account
+from maxwell.calls.attempt import limits_for
+from maxwell.calls.effects import Flow, TransportError
+from maxwell.calls.failures import refusal, transport_failure
+from maxwell.calls.probe import COUNT_LIMITS, fetch
+from maxwell.calls.state import Entry, PoolState
 from maxwell.errors import BackendError, DecodeError, DimensionMismatch, InputTooLong, StatusError
 from maxwell.health import Health
 from maxwell.registry.specs import EmbeddingSpec
 from maxwell.tokens import estimate, text_upper_bound, utf8_length
 from maxwell.types import Usage
-
-from .accounts import Account
-from .attempt import limits_for
-from .failures import refusal, transport_failure
-from .effects import Flow, TransportError
-from .probe import COUNT_LIMITS, fetch
-from .state import Entry, PoolState
 
 BATCH_ITEMS = 256  # OpenAI takes 2048, llama.cpp and vLLM any number; small batches keep a failure cheap
 BATCH_BYTES = 256 * 1024  # about 64k tokens; OpenAI takes 300k a request
@@ -163,7 +162,7 @@ def _cut(entry: Entry, backend: Backend, batch: list[str], start: int, limit: in
         whole = yield from _tokens(entry, backend, text, special=True)
         if whole is None:
             raise InputTooLong(
-                f"{entry.spec.name}: text {start + i} cannot be cut exactly, because its server has no tokenizer; "
+                f"{entry.spec.name}: text {start + i} cannot be cut exactly: its server has no tokenizer; "
                 f"shorten it to {limit} tokens"
             )
         if len(whole) <= limit:
@@ -195,9 +194,7 @@ def _tokens(entry: Entry, backend: Backend, text: str, *, special: bool) -> Flow
         return None
 
 
-def _too_long(
-    entry: Entry, backend: Backend, batch: list[str], start: int, limit: int
-) -> Flow[InputTooLong]:
+def _too_long(entry: Entry, backend: Backend, batch: list[str], start: int, limit: int) -> Flow[InputTooLong]:
     """Say which text is too long, counted by the server's tokenizer where it has one."""
     longest = max(range(len(batch)), key=lambda i: utf8_length(batch[i]))
     counted = yield from _tokens(entry, backend, batch[longest], special=True)

@@ -17,9 +17,9 @@ def refusal(
     state: PoolState, entry: Entry, backend: Backend, status: int, headers: Mapping[str, str], body: bytes
 ) -> StatusError:
     """The server's refusal as our error, keys struck out."""
-    key = entry.endpoint.key
-    secrets = () if key is None else (key,)
-    return backend.refusal(status, headers, body, entry.spec.name, now=state.clock.time(), secrets=secrets)
+    return backend.refusal(
+        status, headers, body, entry.spec.name, now=state.clock.time(), secrets=entry.endpoint.secrets
+    )
 
 
 def error_body(exchange: Exchange) -> Flow[bytes]:
@@ -46,7 +46,7 @@ def transport_failure(name: str, error: TransportError) -> BackendError:
 
 
 def broken(error: BackendError, reply: Reply, now: float) -> BackendError:
-    """`error`; or, once content has begun, the same told with what had come: it must not be repeated silently."""
+    """`error`; once content has begun, a `StreamBroken` with what had come: it must not be silently repeated."""
     if not reply.has_content:
         return error
     partial = reply.completion(now, [reply.spec.name], finish_reason="error")

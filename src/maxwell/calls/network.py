@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from msgspec import Struct
 
-from .effects import TransportError
+from maxwell.calls.effects import TransportError
 
 PIECE = 65536  # most bytes that one read of a body returns
 KEEPALIVE_SECONDS = (
@@ -113,7 +113,9 @@ class Network:
         port = parts.port or DEFAULT_PORTS[parts.scheme]
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         if not (target.isascii() and target.isprintable()) or " " in target:
-            raise TransportError("refused", "the URL to call holds a character that has to be percent-encoded")
+            raise TransportError(
+                "refused", "the URL to call holds a character that has to be percent-encoded"
+            )
         proxy = self._proxy(parts.scheme, parts.hostname, port)
         return Server(parts.scheme, parts.hostname, port, proxy), target
 

@@ -12,11 +12,10 @@ import msgspec
 
 from maxwell.backends import get_backend
 from maxwell.backends.base import Backend
+from maxwell.calls.effects import Close, Flow, Gather, Limits, Pull, Send, Sleep, TransportError
 from maxwell.clock import Clock
 from maxwell.health import Endpoint, Health, HealthBook
 from maxwell.types import HTTPRequest
-
-from .effects import Close, Flow, Gather, Limits, Pull, Send, Sleep, TransportError
 
 PROBE_SECONDS = 2.0  # a whole round of health checks takes no longer
 _LIMITS = Limits(connect=1.9, first_byte=1.9, idle=1.9, total=1.9)
@@ -57,7 +56,7 @@ def _ask(endpoint: Endpoint, backend: Backend, clock: Clock) -> Flow[Health]:
             told = state
             status, headers, body = yield from fetch(probes.models, _LIMITS)
             reply = backend.read_models(status, headers, body)
-            # A server whose /health is fine may have no list of models; one with neither is not an LLM server.
+            # A server whose /health is fine may have no list of models; one with neither is no LLM server.
             state = reply.state or told or "down"
             detail = "" if state == "up" else f"/v1/models says {status}"
             health = Health(
@@ -112,7 +111,7 @@ def ask_all(
     seconds: float = PROBE_SECONDS,
     enough: Callable[[], bool] = lambda: False,
 ) -> Flow[None]:
-    """Probe each endpoint once, however many entries share it, until all are known, `enough` or out of time."""
+    """Probe each endpoint once, however many entries share it, until all are known or `enough()`."""
     flows: list[Flow[Health]] = [probe(endpoint, book, clock) for endpoint in dict.fromkeys(endpoints)]
     for result in (yield Gather(flows, seconds, enough)):
         if isinstance(

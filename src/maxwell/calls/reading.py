@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -19,9 +19,23 @@ MOST_DOCUMENT = 64 * 1024 * 1024  # bytes of a reply that is not streamed
 
 
 def read(
-    exchange: Exchange, backend: Backend, reply: Reply, now: Callable[[], float], *, emit: bool
+    exchange: Exchange,
+    backend: Backend,
+    reply: Reply,
+    now: Callable[[], float],
+    *,
+    emit: bool,
+    secrets: Sequence[str],
 ) -> Flow[None]:
     """Take the body in; emits each piece of text when `emit`.
+
+    Args:
+        exchange: The response.
+        backend: Whose dialect it is in.
+        reply: Where it is gathered.
+        now: The monotonic clock.
+        emit: Whether to emit text as it comes.
+        secrets: What must not be quoted from it.
 
     Raises:
         DecodeError: It is not the protocol, or it ends without a finish reason.
@@ -34,7 +48,7 @@ def read(
     else:
         yield from _read_document(exchange, reply, now, emit)
     if reply.error is not None:
-        raise backend.frame_error(reply.error, reply.spec.name)
+        raise backend.frame_error(reply.error, reply.spec.name, secrets=secrets)
     if reply.finish_reason is None:
         raise DecodeError("the reply ended without a finish reason", llm=reply.spec.name, kind="bad_reply")
 
@@ -92,9 +106,9 @@ def _decode(data: bytes, name: str) -> wire.Chunk:
     try:
         return wire.decode_chunk(data)
     except msgspec.MsgspecError as error:
-        shown = data[:80].decode("utf-8", "replace")
+        # Its bytes are not quoted: they may be anything, the key we sent included.
         raise DecodeError(
-            f"the server sent something that is not a chat chunk: {shown!r} ({error})",
+            f"the server sent {len(data)} bytes that are not a chat chunk ({error}); is its address right?",
             llm=name,
             kind="bad_reply",
-        ) from error
+        ) from None

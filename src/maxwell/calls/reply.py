@@ -6,10 +6,9 @@ import math
 from typing import Any
 
 from maxwell.backends import wire
+from maxwell.calls.accounts import cost_usd
 from maxwell.registry.specs import LLMSpec
 from maxwell.types import Completion, Timings, ToolCall, Usage
-
-from .accounts import cost_usd
 
 # Without the server's count, a token is taken to be at least 3 bytes of text: more tokens rather than fewer.
 BYTES_PER_SEEN_TOKEN = 3
@@ -79,12 +78,20 @@ class Reply:
         if reasoning:
             self._reasoning.append(reasoning)
         for call in delta.tool_calls or ():
-            known = self._tools.setdefault(call.index or 0, ["", "", ""])
-            known[0] = known[0] or call.id or ""
-            if call.function is not None:
-                known[1] = known[1] or call.function.name or ""
-                known[2] += call.function.arguments or ""
+            self._take_tool(call)
         return text
+
+    def _take_tool(self, call: wire.ToolCallDelta) -> None:
+        index = call.index
+        if index is None:  # some servers do not number calls: a new id begins a new one
+            latest = max(self._tools, default=-1)
+            begins = latest < 0 or bool(call.id and call.id != self._tools[latest][0])
+            index = latest + 1 if begins else latest
+        known = self._tools.setdefault(index, ["", "", ""])
+        known[0] = known[0] or call.id or ""
+        if call.function is not None:
+            known[1] = known[1] or call.function.name or ""
+            known[2] += call.function.arguments or ""
 
     @property
     def usage(self) -> Usage:

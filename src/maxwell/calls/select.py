@@ -6,16 +6,15 @@ from collections.abc import Sequence
 
 import msgspec
 
+from maxwell.calls.effects import Flow, Gather, Limits, TransportError
+from maxwell.calls.probe import PROBE_SECONDS, ask_all, fetch
+from maxwell.calls.state import Entry, PoolState, with_tokens
 from maxwell.errors import NoEligibleLM
 from maxwell.explain import refusal
 from maxwell.health import Health
 from maxwell.registry.specs import EmbeddingSpec
 from maxwell.scheduler import Decision, Request, Scored, decide
 from maxwell.tokens import TEMPLATE_TOKENS_PER_MESSAGE
-
-from .effects import Flow, Gather, Limits, TransportError
-from .probe import PROBE_SECONDS, ask_all, fetch
-from .state import Entry, PoolState, with_tokens
 
 # An estimate this close to the limit is worth asking the server's tokenizer: bytes / 4 is off by up to
 # half on code and on languages other than English.
@@ -118,7 +117,7 @@ def _near(total: float, context: float) -> bool:
 
 
 def count_text(entry: Entry, health: Health | None, text: str) -> Flow[int | None]:
-    """Tokens of `text` as the entry's server counts them, chat template allowed for; None = it cannot tell."""
+    """Tokens of `text` by the entry's server, chat template allowed for; None = it cannot tell."""
     backend = entry.backend(health)
     request = backend.tokenize(entry.spec, text, entry.endpoint.key)
     if request is None:

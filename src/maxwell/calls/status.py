@@ -6,14 +6,13 @@ from typing import Literal
 
 from msgspec import Struct
 
+from maxwell.calls.effects import Flow
+from maxwell.calls.probe import ask_all
+from maxwell.calls.state import Entry, PoolState, budget_left
 from maxwell.errors import LedgerError
 from maxwell.health import Health
 from maxwell.ledger import Used, resets_at
 from maxwell.registry.specs import LLMSpec, Spec
-
-from .effects import Flow
-from .probe import ask_all
-from .state import Entry, PoolState, budget_left
 
 
 class Status(Struct, frozen=True, kw_only=True):

@@ -8,8 +8,8 @@ import time
 from collections.abc import Generator
 from typing import Any
 
-from .effects import Close, Emit, Flow, Gather, Pull, Send, Sleep, T
-from .transport import SyncExchange, SyncTransport
+from maxwell.calls.effects import Close, Emit, Flow, Gather, Pull, Send, Sleep, T
+from maxwell.calls.transport import SyncExchange, SyncTransport
 
 MOST_THREADS = 256  # of one Gather: a thread waits for one endpoint
 
@@ -42,25 +42,11 @@ def iterate(flow: Flow[T], transport: SyncTransport) -> Generator[Any, None, T]:
                 result: T = stop.value
                 return result
             value = error = None
-            kind = type(effect)
-            if kind is Emit:
+            if type(effect) is Emit:
                 yield effect.value
                 continue
             try:
-                if kind is Pull:
-                    value = effect.exchange.read(effect.seconds)
-                elif kind is Send:
-                    value = transport.send(effect.request, effect.limits)
-                    opened.append(value)
-                elif kind is Close:
-                    effect.exchange.close()
-                    opened.remove(effect.exchange)
-                elif kind is Gather:
-                    value = _gather(effect, transport)
-                elif kind is Sleep:
-                    time.sleep(effect.seconds)
-                else:
-                    raise TypeError(f"not an effect: {effect!r}")
+                value = _perform(effect, transport, opened)
             except Exception as caught:  # whatever an effect raises belongs to the flow
                 error = caught
     finally:
@@ -69,6 +55,26 @@ def iterate(flow: Flow[T], transport: SyncTransport) -> Generator[Any, None, T]:
         finally:
             for exchange in opened:
                 exchange.close()
+
+
+def _perform(effect: Any, transport: SyncTransport, opened: list[SyncExchange]) -> Any:
+    """Execute one effect and return its result."""
+    kind = type(effect)
+    if kind is Pull:
+        return effect.exchange.read(effect.seconds)
+    if kind is Send:
+        exchange = transport.send(effect.request, effect.limits)
+        opened.append(exchange)
+        return exchange
+    if kind is Close:
+        effect.exchange.close()
+        opened.remove(effect.exchange)
+        return None
+    if kind is Gather:
+        return _gather(effect, transport)
+    if kind is Sleep:
+        return time.sleep(effect.seconds)
+    raise TypeError(f"not an effect: {effect!r}")
 
 
 def _gather(effect: Gather, transport: SyncTransport) -> list[Any]:

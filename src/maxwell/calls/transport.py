@@ -17,9 +17,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from maxwell.calls.effects import Limits
 from maxwell.types import HTTPRequest
-
-from .effects import Limits
 
 
 class SyncExchange(Protocol):

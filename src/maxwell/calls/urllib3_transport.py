@@ -21,10 +21,18 @@ from urllib3.connection import HTTPConnection, HTTPSConnection, ProxyConfig
 from urllib3.exceptions import HTTPError
 from urllib3.util import parse_url
 
+from maxwell.calls.effects import Limits, TransportError
+from maxwell.calls.network import (
+    KEEPALIVE_SECONDS,
+    PIECE,
+    Network,
+    Server,
+    bracketed,
+    check,
+    failure,
+    lower_names,
+)
 from maxwell.types import HTTPRequest
-
-from .effects import Limits, TransportError
-from .network import KEEPALIVE_SECONDS, PIECE, Network, Server, bracketed, check, failure, lower_names
 
 # Every way in which an exchange fails; ValueError for a name too long to be looked up.
 FAILURES = (OSError, client.HTTPException, HTTPError, ValueError)
@@ -347,7 +355,7 @@ def _connection(server: Server, network: Network) -> _Connection:
 
 def _cut(connection: _Connection, source: socket.socket) -> None:
     """Close the connection so that the server notices at once."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):  # TLS within TLS cannot be shut down, only closed
         # Closing alone says nothing while a forked child has a copy; and a child must not cut its parent.
         if connection.process == os.getpid():
             source.shutdown(socket.SHUT_RDWR)

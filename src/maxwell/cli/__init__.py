@@ -6,7 +6,7 @@ from __future__ import annotations
 def main() -> None:
     """Run the command line and exit with its code."""
     try:
-        from .app import cli
+        from maxwell.cli.app import cli
 
         cli.main(prog_name="maxwell")
     except KeyboardInterrupt:  # before or after the commands' own handling

@@ -139,6 +139,7 @@ def _end(error: Exception) -> NoReturn:
 
 def _told(error: Exception) -> tuple[int, list[str]]:
     """The exit code of an error, and its lines."""
+    from maxwell.cli.render import fold
     from maxwell.errors import (
         BudgetExceeded,
         LedgerError,
@@ -146,8 +147,6 @@ def _told(error: Exception) -> tuple[int, list[str]]:
         NoEligibleLM,
         RegistryError,
     )
-
-    from .render import fold
 
     if isinstance(error, click.ClickException):
         message = fold(error.format_message())

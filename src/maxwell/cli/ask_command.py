@@ -9,14 +9,10 @@ from typing import Any
 import click
 import msgspec
 
-from maxwell.errors import StreamBroken
-from maxwell.lm_pool import LLMPool
-from maxwell.requirements import prompt_messages
-from maxwell.types import Completion
-
-from .render import fold, hint, is_terminal, money, number, plural, print_json, visible
-from .requirement_options import (
+from maxwell.cli.render import fold, hint, is_terminal, money, number, plural, print_json, visible
+from maxwell.cli.requirement_options import (
     Command,
+    Number,
     argument_text,
     checked,
     json_option,
@@ -27,6 +23,10 @@ from .requirement_options import (
     timeout_option,
     utf8,
 )
+from maxwell.errors import StreamBroken
+from maxwell.lm_pool import LLMPool
+from maxwell.requirements import prompt_messages
+from maxwell.types import Completion
 
 _EPILOG = """\b
 Examples:
@@ -49,7 +49,7 @@ Examples:
 )
 @click.option(
     "--temperature",
-    type=click.FloatRange(0, 2),
+    type=Number(0, 2),
     metavar="X",
     help="Sampling temperature, 0 to 2.  [default: the entry's]",
 )

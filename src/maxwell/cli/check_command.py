@@ -9,16 +9,15 @@ from typing import Any, Literal, NamedTuple
 import click
 
 from maxwell.calls.status import Status
+from maxwell.cli.render import Cell, Column, Row, plural, print_json, say, table, waiting
+from maxwell.cli.requirement_options import json_option, registry_option
+from maxwell.cli.standing import is_spent, place, short_model, why
 from maxwell.errors import RegistryError
 from maxwell.lm_pool import LLMPool
 from maxwell.registry.advice import advise
 from maxwell.registry.specs import Registry
 from maxwell.registry.wording import shown
 from maxwell.scheduler import duration
-
-from .render import Cell, Column, Row, plural, print_json, say, table, waiting
-from .requirement_options import json_option, registry_option
-from .standing import is_spent, place, short_model, why
 
 _EPILOG = """\b
 Examples:
@@ -72,7 +71,7 @@ def check(ctx: click.Context, as_json: bool, registry: str | None) -> None:
     else:
         _show(findings, str(pool.registry.path))
     if not usable:
-        from .app import EXIT_FAILED
+        from maxwell.cli.app import EXIT_FAILED
 
         ctx.exit(EXIT_FAILED)
 

@@ -8,11 +8,16 @@ import sys
 
 import click
 
+from maxwell.cli.render import is_terminal, plural, print_json, say
+from maxwell.cli.requirement_options import (
+    argument_text,
+    json_option,
+    read_stdin,
+    registry_option,
+    timeout_option,
+)
 from maxwell.handles import Embedding
 from maxwell.lm_pool import LLMPool
-
-from .render import is_terminal, plural, print_json, say
-from .requirement_options import argument_text, json_option, read_stdin, registry_option, timeout_option
 
 _EPILOG = """\b
 Examples:

@@ -7,12 +7,8 @@ from typing import Any
 
 import click
 
-from maxwell.explain import Flip, flips, ways_out
-from maxwell.lm_pool import LLMPool
-from maxwell.scheduler import Decision, Scored
-
-from .render import Cell, Column, is_terminal, number, print_json, say, table, waiting
-from .requirement_options import (
+from maxwell.cli.render import Cell, Column, is_terminal, number, print_json, say, table, waiting
+from maxwell.cli.requirement_options import (
     Command,
     argument_text,
     checked,
@@ -22,6 +18,9 @@ from .requirement_options import (
     registry_option,
     requirement_options,
 )
+from maxwell.explain import Flip, flips, ways_out
+from maxwell.lm_pool import LLMPool
+from maxwell.scheduler import Decision, Scored
 
 _EPILOG = """\b
 Examples:
@@ -94,7 +93,7 @@ def explain(
     else:
         _show(decision, out)
     if decision.chosen is None:
-        from .app import EXIT_NOT_ELIGIBLE
+        from maxwell.cli.app import EXIT_NOT_ELIGIBLE
 
         ctx.exit(EXIT_NOT_ELIGIBLE)
 

@@ -9,14 +9,25 @@ from typing import Any
 import click
 
 from maxwell.calls.status import Status
+from maxwell.cli.render import (
+    Cell,
+    Column,
+    hint,
+    is_terminal,
+    money,
+    number,
+    plural,
+    print_json,
+    say,
+    table,
+    waiting,
+)
+from maxwell.cli.requirement_options import json_option, registry_option
+from maxwell.cli.standing import is_spent, place, short_model, state_cell, why
 from maxwell.errors import LedgerError
 from maxwell.lm_pool import LLMPool
 from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Spec
 from maxwell.scheduler import duration
-
-from .render import EMPTY, Cell, Column, hint, is_terminal, money, number, print_json, say, table, waiting
-from .requirement_options import json_option, registry_option
-from .standing import is_spent, place, short_model, state_cell, why
 
 _EPILOG = """\b
 Examples:
@@ -28,17 +39,18 @@ _COLUMNS = (
     Column("KIND"),
     Column("NAME"),
     Column("STATE"),
-    Column("SPEED", right=True),
+    Column("TOKENS/S", right=True),
     Column("CONTEXT", right=True),
-    Column("SLOTS", right=True),
     Column("DIMENSION", right=True),
-    Column("PRICE PER 1K"),
-    Column("BUDGET LEFT"),
+    Column("PRICE PER 1K", beneath="price {}"),
+    Column("BUDGET LEFT", beneath="budget left {}"),
+    Column("SLOTS", right=True, beneath="slots {}"),
     Column("WHERE", beneath="{}"),
     Column("MODEL", beneath="{}"),
     Column("TIER", beneath="tier {}"),
     Column("TAGS", beneath="tags {}"),
-    Column("RESETS IN", beneath="budget resets in {}"),
+    Column("DAILY BUDGET", beneath="daily budget {}"),
+    Column("RESETS IN", beneath="resets in {}"),
     Column("NOTE", beneath="{}", always=True),
 )
 
@@ -100,16 +112,17 @@ def _row(status: Status, kind: str) -> list[Cell | str]:
         kind,
         Cell(spec.name, "bold"),
         state_cell(status),
-        f"{number(llm.capabilities.speed_tokens_per_sec)} tok/s" if llm else "",
+        number(llm.capabilities.speed_tokens_per_sec) if llm else "",
         _context(status),
-        f"{slots}" if slots else "",
         f"{spec.dimension}" if isinstance(spec, EmbeddingSpec) else "",
         price(spec),
-        Cell(_budget(status), "red" if is_spent(status) else ""),
+        Cell(_budget_left(status), "red" if is_spent(status) else ""),
+        f"{slots}" if slots else "",
         place(spec),
         short_model(spec.model),
         llm.tier if llm else "",
         ", ".join(spec.tags),
+        _budget(spec.daily_budget_tokens, spec.daily_budget_usd),
         duration(status.resets_in) if _has_budget(spec) else "",
         Cell(note, "yellow"),
     ]
@@ -137,18 +150,17 @@ def price(spec: Spec) -> str:
     return f"{money(spec.price_prompt)} in, {money(spec.price_completion)} out"
 
 
-def _budget(status: Status) -> str:
-    spec = status.spec
-    if not _has_budget(spec):
+def _budget_left(status: Status) -> str:
+    if not _has_budget(status.spec):
         return "unlimited"
-    if status.used is None:
-        return "unknown"
-    left = []
-    if spec.daily_budget_tokens is not None:
-        left.append(f"{max(status.tokens_left or 0, 0):,} of {spec.daily_budget_tokens:,} tokens")
-    if spec.daily_budget_usd is not None:
-        left.append(f"{money(max(status.usd_left or 0.0, 0.0))} of {money(spec.daily_budget_usd)}")
-    return ", ".join(left) or EMPTY
+    return "unknown" if status.used is None else _budget(status.tokens_left, status.usd_left)
+
+
+def _budget(tokens: int | None, usd: float | None) -> str:
+    amounts = [] if tokens is None else [plural(max(tokens, 0), "token")]
+    if usd is not None:
+        amounts.append(money(max(usd, 0.0)))
+    return ", ".join(amounts)
 
 
 def _as_json(status: Status) -> dict[str, Any]:

@@ -156,17 +156,22 @@ def _draw(
 ) -> None:
     """The table on a terminal."""
     from rich.padding import Padding
-    from rich.text import Text
 
     console = _console(sys.stdout)
     lines = _aligned(columns, rows, inline)
-    console.print(Text.assemble(*next(lines)), no_wrap=True, overflow="ignore", crop=False)
+    _draw_line(console, next(lines))
     for row, line in zip(rows, lines, strict=True):
-        text = Text.assemble(*line)
-        text.rstrip()
-        console.print(text, no_wrap=True, overflow="ignore", crop=False)
+        _draw_line(console, line)
         for facts in _beneath(columns, row, beneath):
-            console.print(Padding(_text(*facts), (0, 0, 0, 4)))
+            console.print(Padding(_text(*facts), (0, 0, 0, 4), expand=False))
+
+
+def _draw_line(console: Any, line: Sequence[Cell]) -> None:
+    from rich.text import Text
+
+    text = Text.assemble(*line)
+    text.rstrip()
+    console.print(text, no_wrap=True, overflow="ignore", crop=False)
 
 
 def _beneath(columns: Sequence[Column], row: Sequence[Cell], beneath: Sequence[int]) -> Iterator[Cell]:

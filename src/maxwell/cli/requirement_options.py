@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -32,6 +33,17 @@ class Command(click.Command):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+
+class Number(click.FloatRange):
+    """A number in a range; "nan" is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        found = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail("nan is not a number", param, ctx)
+        return found
 
 
 def _requirement(*names: str, **settings: Any) -> Callable[..., Any]:
@@ -80,7 +92,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 name_option = click.option("--name", metavar="NAME", help="This LLM and no other.")
 timeout_option = click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     metavar="SECONDS",
     help="Longest the call may take in all.",
 )

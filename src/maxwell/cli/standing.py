@@ -6,9 +6,8 @@ import re
 from urllib.parse import urlsplit
 
 from maxwell.calls.status import Status
+from maxwell.cli.render import Cell
 from maxwell.registry.specs import Spec
-
-from .render import Cell
 
 _STYLES = {"up": "green", "asleep": "green", "loading": "yellow", "rate_limited": "yellow"}
 

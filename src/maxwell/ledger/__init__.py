@@ -74,7 +74,7 @@ class Ledger(Protocol):
         """Give the hold back: nothing was sent."""
 
     def book(self, name: str, day: date, tokens: int, usd: float) -> None:
-        """Record what an entry without budget used; may be written a little later, at the latest by `flush`."""
+        """Record what an entry without budget used; written at the latest by `flush`."""
 
     def used(self, day: date) -> dict[str, Used]:
         """What every entry used and holds on `day`."""

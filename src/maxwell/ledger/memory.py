@@ -6,7 +6,7 @@ import threading
 import uuid
 from datetime import date
 
-from . import Hold, NoRoom, Used
+from maxwell.ledger import Hold, NoRoom, Used
 
 
 class MemoryLedger:

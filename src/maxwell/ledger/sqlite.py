@@ -20,8 +20,7 @@ from pathlib import Path
 import msgspec
 
 from maxwell.clock import Clock
-
-from . import Hold, LedgerError, NoRoom, Used
+from maxwell.ledger import Hold, LedgerError, NoRoom, Used
 
 PROJECTION_SECONDS = 1.0  # llm_usage.json is rewritten at most this often, and at exit
 BUSY_SECONDS = 5.0
@@ -63,7 +62,7 @@ class SQLiteLedger:
         self.start_afresh()
 
     def start_afresh(self) -> None:
-        """Forget the connection and what is pending: what a forked child does, whose parent still has both."""
+        """Forget the connection and what is pending: a forked child does, whose parent still has both."""
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._pending: dict[tuple[str, str], tuple[int, float]] = {}

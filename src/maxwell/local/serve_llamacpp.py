@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from .gguf_header import read_header
+from maxwell.local.gguf_header import read_header
 
 KEY_VARIABLE = "LLAMA_API_KEY"  # llama-server's own name for it
 POOLINGS = ("none", "mean", "cls", "last", "rank")

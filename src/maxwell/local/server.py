@@ -179,7 +179,7 @@ def describe_status(status: int) -> str:
 
 def _environment(api_key: str | None) -> dict[str, str]:
     """Ours, with the key: other users of this machine can read a command line, but not this."""
-    from .serve_llamacpp import KEY_VARIABLE
+    from maxwell.local.serve_llamacpp import KEY_VARIABLE
 
     environment = dict(os.environ)
     environment.pop(KEY_VARIABLE, None)

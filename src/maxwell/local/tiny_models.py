@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from . import MissingExtraError
+from maxwell.local import MissingExtraError
 
 try:
     import gguf

@@ -12,15 +12,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .load import decode, load
-from .locate import Located, find, global_registry, locate, maxwell_home
-from .schema import schema
-from .specs import Capabilities, EmbeddingSpec, LLMSpec, Registry, RegistryFile, Spec
-from .trust import is_trusted, trust
+from maxwell.registry.load import decode, load
+from maxwell.registry.locate import Located, find, global_registry, locate, maxwell_home
+from maxwell.registry.schema import schema
+from maxwell.registry.specs import Capabilities, EmbeddingSpec, LLMSpec, Registry, RegistryFile, Spec
+from maxwell.registry.trust import is_trusted, trust
 
 if TYPE_CHECKING:
-    from .advice import advise, is_local
-    from .edit import add_entry, remove_entry, rewrite, set_field
+    from maxwell.registry.advice import advise, is_local
+    from maxwell.registry.edit import add_entry, remove_entry, rewrite, set_field
 
 __all__ = [
     "Capabilities",

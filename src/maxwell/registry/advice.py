@@ -6,10 +6,9 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from maxwell.errors import Problem
-
-from .endpoints import OPENAI_HOST
-from .specs import LLMSpec, Registry, RegistryFile, Spec
-from .wording import shown
+from maxwell.registry.endpoints import OPENAI_HOST
+from maxwell.registry.specs import LLMSpec, Registry, RegistryFile, Spec
+from maxwell.registry.wording import shown
 
 _LOCAL_SUFFIXES = (".local", ".localhost", ".lan", ".internal", ".home.arpa", ".ts.net")
 # Dearer than every published price by far: such a number is usually meant per million tokens.

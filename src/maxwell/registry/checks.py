@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from .wording import looks_secret, near, path_text, shown, shown_key, shown_url
+from maxwell.registry.wording import looks_secret, near, path_text, shown, shown_key, shown_url
 
 if TYPE_CHECKING:
-    from .positions import Where
+    from maxwell.registry.positions import Where
 
 KINDS = ("llms", "embeddings")
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from .checks import Finding
-from .positions import Where
-from .schema import schema
-from .wording import did_you_mean, is_own_key, near, shown, shown_key
+from maxwell.registry.checks import Finding
+from maxwell.registry.positions import Where
+from maxwell.registry.schema import schema
+from maxwell.registry.wording import did_you_mean, is_own_key, near, shown, shown_key
 
 if TYPE_CHECKING:
     from jsonschema import ValidationError

@@ -10,11 +10,10 @@ from typing import Any
 import msgspec
 
 from maxwell.errors import Problem, RegistryError
-
-from .checks import Finding, find
-from .positions import Document, Fault, NotJSON, Where, scan
-from .specs import RegistryFile
-from .wording import is_own_key, path_text, shown
+from maxwell.registry.checks import Finding, find
+from maxwell.registry.positions import Document, Fault, NotJSON, Where, scan
+from maxwell.registry.specs import RegistryFile
+from maxwell.registry.wording import is_own_key, path_text, shown
 
 
 def diagnose(body: bytes, file: str) -> RegistryFile:
@@ -49,7 +48,7 @@ def _findings(raw: dict[str, Any], faults: list[Fault], *, complete: bool) -> li
     told = {f.where for f in faults if f.kind != "duplicate"}
     found: list[Finding] = []
     if not complete:
-        from .complaints import complaints
+        from maxwell.registry.complaints import complaints
 
         found = [f for f in complaints(raw) if f.where not in told]
         told |= {f.where for f in found}

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from maxwell.errors import Problem, RegistryError
-
-from .checks import entries
-from .files import write_atomically
-from .load import decode, digest_of, read
-from .locate import maxwell_home
-from .positions import Document, NotJSON, Span, Where, scan
-from .trust import is_trusted, trust
-from .wording import did_you_mean, path_text, shown
+from maxwell.registry.checks import entries
+from maxwell.registry.files import write_atomically
+from maxwell.registry.load import decode, digest_of, read
+from maxwell.registry.locate import maxwell_home
+from maxwell.registry.positions import Document, NotJSON, Span, Where, scan
+from maxwell.registry.trust import is_trusted, trust
+from maxwell.registry.wording import did_you_mean, path_text, shown
 
 MINIMAL = '{\n  "llms": [],\n  "embeddings": [],\n  "_schema_version": "1.0"\n}\n'
 LOCK_SECONDS = 10.0

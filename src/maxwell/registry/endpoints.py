@@ -6,12 +6,14 @@ one only through its entry's `api_key_env`, and that only from a trusted registr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from .specs import Registry, Spec
+from maxwell.registry.specs import Registry, Spec
 
 OPENAI_HOST = "api.openai.com"
+_VERSION = re.compile(r"/v\d+(?:alpha|beta)?\d*(?:/|$)")
 
 
 def root(api_base: str) -> str:
@@ -20,6 +22,16 @@ def root(api_base: str) -> str:
     Prefixes in front of it stay: `https://host/llm/v1/` gives `https://host/llm`.
     """
     return api_base.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def openai_url(api_base: str, path: str) -> str:
+    """The URL of one of OpenAI's routes, such as `/chat/completions`, at `api_base`.
+
+    Routes lie under `/v1`, except where the base itself names another version of an API:
+    `https://host/api/paas/v4` and `https://host/v1beta/openai` are bases as they stand.
+    """
+    base = root(api_base)
+    return base + path if _VERSION.search(urlsplit(base).path) else f"{base}/v1{path}"
 
 
 def is_openai(api_base: str) -> bool:
@@ -49,4 +61,8 @@ def key_problem(spec: Spec, registry: Registry, environ: Mapping[str, str]) -> s
             return f"environment variable {spec.api_key_env} is not set"
     elif is_openai(spec.api_base) and not environ.get("OPENAI_API_KEY"):
         return "environment variable OPENAI_API_KEY is not set"
+    key = api_key(spec, registry, environ) or ""
+    if not (key.strip().isascii() and key.strip().isprintable()):
+        name = spec.api_key_env or "OPENAI_API_KEY"
+        return f"environment variable {name} holds a character that no HTTP header may hold; set it anew"
     return None

@@ -16,11 +16,10 @@ from typing import Any
 import msgspec
 
 from maxwell.errors import Problem, RegistryError
-
-from .checks import find
-from .locate import Located, maxwell_home
-from .specs import Registry, RegistryFile
-from .trust import is_trusted
+from maxwell.registry.checks import find
+from maxwell.registry.locate import Located, maxwell_home
+from maxwell.registry.specs import Registry, RegistryFile
+from maxwell.registry.trust import is_trusted
 
 BOM = b"\xef\xbb\xbf"
 
@@ -88,7 +87,7 @@ def decode(data: bytes, file: str) -> RegistryFile:
             return decoded
     except (ValueError, RecursionError):
         pass
-    from .diagnose import diagnose
+    from maxwell.registry.diagnose import diagnose
 
     return diagnose(body, file)
 

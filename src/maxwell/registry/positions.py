@@ -47,7 +47,7 @@ class Fault(NamedTuple):
     message: str
 
 
-class NotJSON(Exception):  # noqa: N818 - it says what the text is
+class NotJSON(Exception):
     """The text is not JSON from `line`:`column` on."""
 
     def __init__(self, message: str, line: int, column: int) -> None:

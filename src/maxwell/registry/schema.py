@@ -14,7 +14,7 @@ def schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a registry file. Every call builds a new dict."""
     import msgspec
 
-    from .specs import RegistryFile
+    from maxwell.registry.specs import RegistryFile
 
     made = msgspec.json.schema(RegistryFile)
     definitions: dict[str, Any] = made["$defs"]

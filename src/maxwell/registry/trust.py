@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from .files import write_atomically
+from maxwell.registry.files import write_atomically
 
 FILE_NAME = "trusted.json"
 # Several versions of one file stay trusted, so that changing branches does not ask again each time.

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .positions import Where
+    from maxwell.registry.positions import Where
 
 LONGEST = 60
 HIDDEN = "(hidden)"

@@ -12,9 +12,9 @@ pytest fixtures are in `maxwell.testing.fixtures`; switch them on with
 
 from __future__ import annotations
 
-from . import faults
-from .clock import FakeClock
-from .server import FakeServer
-from .state import Recorded
+from maxwell.testing import faults
+from maxwell.testing.clock import FakeClock
+from maxwell.testing.server import FakeServer
+from maxwell.testing.state import Recorded
 
 __all__ = ["FakeClock", "FakeServer", "Recorded", "faults"]

@@ -11,13 +11,13 @@ from typing import Any
 from aiohttp import web
 from msgspec import Struct
 
-from . import faults
-from .dialects.base import Ask, Chat, Dialect, Kind, Outcome, Token, encode
-from .faults import Fault
-from .responding import Responder, Slots, forever, hang_up
-from .script import Script
-from .state import Recorded, State
-from .tokens import prompt_tokens, render
+from maxwell.testing import faults
+from maxwell.testing.dialects.base import Ask, Chat, Dialect, Kind, Outcome, Token, encode
+from maxwell.testing.faults import Fault
+from maxwell.testing.responding import Responder, Slots, forever, hang_up
+from maxwell.testing.script import Script
+from maxwell.testing.state import Recorded, State
+from maxwell.testing.tokens import prompt_tokens, render
 
 _DONE = b"data: [DONE]\n\n"
 _BAD = b'data: {"choices":[{"index":0,"del\n\n'

@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from .dialects.base import Dialect, Reply
+from maxwell.testing.dialects.base import Dialect, Reply
 
 _PAGES = {502: "Bad Gateway", 504: "Gateway Time-out"}
 

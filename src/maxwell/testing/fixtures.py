@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 import pytest
 
-from ..types import BackendName
-from .clock import FakeClock
-from .server import FakeServer
+from maxwell.testing.clock import FakeClock
+from maxwell.testing.server import FakeServer
+from maxwell.types import BackendName
 
 _UNSET = ("MAXWELL_HOME", "MAXWELL_REGISTRY", "OPENAI_API_KEY")
 

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 import msgspec
 from aiohttp import web
 
-from . import faults
-from .dialects.base import Dialect, Reply
-from .state import Recorded, State
+from maxwell.testing import faults
+from maxwell.testing.dialects.base import Dialect, Reply
+from maxwell.testing.state import Recorded, State
 
 
 class Slots:

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from .dialects.base import Kind, Message, Token
-from .tokens import Tokenizer
+from maxwell.testing.dialects.base import Kind, Message, Token
+from maxwell.testing.tokens import Tokenizer
 
 Says = str | Sequence[str] | Callable[[dict[str, Any]], str | Sequence[str]]
 

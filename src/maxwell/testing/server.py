@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from ..types import BackendName, Usage
-from .dialects import DIALECTS
-from .dialects.base import Facts
-from .faults import Fault
-from .script import Says, Script
-from .state import Condition, Recorded, State
-from .tokens import Tokenizer
+from maxwell.testing.dialects import DIALECTS
+from maxwell.testing.dialects.base import Facts
+from maxwell.testing.faults import Fault
+from maxwell.testing.script import Says, Script
+from maxwell.testing.state import Condition, Recorded, State
+from maxwell.testing.tokens import Tokenizer
+from maxwell.types import BackendName, Usage
 
 _HOST = "127.0.0.1"
 _BACKLOG = 1024
@@ -136,8 +136,8 @@ class FakeServer:
         return self
 
     async def _main(self, listener: socket.socket, ready: threading.Event) -> None:
-        from .chats import Speed  # here, because they import aiohttp
-        from .serving import Serving
+        from maxwell.testing.chats import Speed  # here, because they import aiohttp
+        from maxwell.testing.serving import Serving
 
         self._loop, self._halt = asyncio.get_running_loop(), asyncio.Event()
         serving = Serving(self._dialect, self._script, self._state, Speed(*self._speed))

@@ -14,12 +14,12 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from . import faults
-from .chats import Chats, Speed
-from .dialects.base import Ask, Dialect, Live
-from .responding import Responder, Slots, hang_up
-from .script import Script
-from .state import Recorded, State
+from maxwell.testing import faults
+from maxwell.testing.chats import Chats, Speed
+from maxwell.testing.dialects.base import Ask, Dialect, Live
+from maxwell.testing.responding import Responder, Slots, hang_up
+from maxwell.testing.script import Script
+from maxwell.testing.state import Recorded, State
 
 _log = logging.getLogger("maxwell.testing")
 _log.addHandler(logging.NullHandler())

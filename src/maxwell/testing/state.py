@@ -7,8 +7,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..types import Usage
-from .faults import Fault
+from maxwell.testing.faults import Fault
+from maxwell.types import Usage
 
 Condition = Literal["up", "loading", "asleep"]
 _KEPT = 10_000

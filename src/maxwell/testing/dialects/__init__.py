@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ...types import BackendName
-from ._llamacpp import LlamaCpp
-from ._openai import OpenAI
-from ._vllm import VLLM
-from .base import Dialect
+from maxwell.testing.dialects._llamacpp import LlamaCpp
+from maxwell.testing.dialects._openai import OpenAI
+from maxwell.testing.dialects._vllm import VLLM
+from maxwell.testing.dialects.base import Dialect
+from maxwell.types import BackendName
 
 DIALECTS: dict[BackendName, type[Dialect]] = {"llamacpp": LlamaCpp, "vllm": VLLM, "openai": OpenAI}
 

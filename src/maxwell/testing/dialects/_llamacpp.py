@@ -5,8 +5,19 @@ from __future__ import annotations
 import re
 from typing import Any, ClassVar
 
-from ..tokens import prompt_tokens, render
-from .base import Ask, Chat, Dialect, Item, Live, Message, Outcome, Reply, Service, Token
+from maxwell.testing.dialects.base import (
+    Ask,
+    Chat,
+    Dialect,
+    Item,
+    Live,
+    Message,
+    Outcome,
+    Reply,
+    Service,
+    Token,
+)
+from maxwell.testing.tokens import prompt_tokens, render
 
 _TYPES = {
     400: "invalid_request_error",

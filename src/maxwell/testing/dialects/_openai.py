@@ -6,7 +6,18 @@ import re
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from .base import Ask, Chat, Dialect, Item, Live, Message, Outcome, Reply, Token, shortened
+from maxwell.testing.dialects.base import (
+    Ask,
+    Chat,
+    Dialect,
+    Item,
+    Live,
+    Message,
+    Outcome,
+    Reply,
+    Token,
+    shortened,
+)
 
 _FINGERPRINT = "fp_44709d6fcb"
 _REASONING = re.compile(r"(?:.*/)?(?:o1|o3|o4|gpt-5)(?![0-9])")

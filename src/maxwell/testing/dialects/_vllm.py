@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from ..tokens import prompt_tokens, render
-from .base import Ask, Chat, Dialect, Item, Live, Message, Outcome, Reply, Token
+from maxwell.testing.dialects.base import Ask, Chat, Dialect, Item, Live, Message, Outcome, Reply, Token
+from maxwell.testing.tokens import prompt_tokens, render
 
 _FINGERPRINT = "vllm-0.32.0-c5fa6d6e"
 _TYPES = {

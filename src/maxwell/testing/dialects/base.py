@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 from msgspec import Struct
 
-from ..tokens import Tokenizer, count_images, normalised, unit_vector
+from maxwell.testing.tokens import Tokenizer, count_images, normalised, unit_vector
 
 # What a generated token belongs to: the reply, its reasoning, or the arguments of the n-th tool call.
 Kind = Literal["content", "reasoning"] | int

@@ -1,0 +1,437 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from command_line import one_line, unreachable
+
+from maxwell.lm_pool import LLMPool
+from maxwell.testing import FakeServer, faults
+from maxwell.testing.fixtures import FakeServers, WriteRegistry
+
+Run = Callable[..., Result]
+Start = Callable[..., subprocess.Popen[bytes]]
+OnTerminal = Callable[..., tuple[int, str]]
+CANARY = "sk-canary-4f9a8b7c6d5e"
+
+
+@pytest.fixture
+def server(fake_server: FakeServers, write_registry: WriteRegistry) -> FakeServer:
+    """A fake server in a registry of one, named tiny."""
+    server = fake_server("llamacpp", reply="Because of Rayleigh scattering.")
+    write_registry(server.llm_entry("tiny"))
+    return server
+
+
+def asked(server: FakeServer) -> dict[str, Any]:
+    """The body of the one chat request."""
+    [request] = server.requests_to("/v1/chat/completions")
+    body: dict[str, Any] = request.body
+    return body
+
+
+def test_prints_the_reply_and_nothing_else_when_piped(run: Run, server: FakeServer) -> None:
+    result = run("ask", "Why is", "the sky blue?")
+    assert result.stdout == "Because of Rayleigh scattering.\n"
+    assert result.stderr == ""
+    assert result.exit_code == 0
+    assert asked(server)["messages"] == [{"role": "user", "content": "Why is the sky blue?"}]
+
+
+def test_streams_each_piece_at_once(server: FakeServer, start: Start) -> None:
+    server.fail(faults.Silence(after=3))
+    process = start("ask", "hi")
+    try:
+        assert process.stdout is not None
+        first = os.read(process.stdout.fileno(), 100)  # arrives although the reply never ends
+        assert b"Because".startswith(first[:4])
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_says_who_answered_where_somebody_watches(on_terminal: OnTerminal, server: FakeServer) -> None:
+    code, shown = on_terminal("ask", "hi")
+    assert code == 0
+    text, summary = shown.split("\n", 1)
+    assert text == "Because of Rayleigh scattering."
+    assert "tiny · " in summary
+    assert " tokens · free · " in summary
+
+
+def test_says_that_usage_is_estimated(on_terminal: OnTerminal, server: FakeServer) -> None:
+    server.fail(faults.NoUsage())
+    assert "(estimated)" in on_terminal("ask", "hi")[1]
+
+
+def test_control_characters_of_the_model_do_not_reach_the_terminal(
+    on_terminal: OnTerminal, fake_server: FakeServers, write_registry: WriteRegistry
+) -> None:
+    write_registry(fake_server(reply="a\x1b]0;owned\x07b").llm_entry("tiny"))
+    assert "\x1b]0;" not in on_terminal("ask", "hi")[1]
+
+
+def test_piped_replies_keep_every_character(
+    run: Run, fake_server: FakeServers, write_registry: WriteRegistry
+) -> None:
+    write_registry(fake_server(reply="a\x1b[1mb\n").llm_entry("tiny"))
+    assert run("ask", "hi").stdout == "a\x1b[1mb\n"
+
+
+def test_options_reach_the_server(run: Run, server: FakeServer, tmp_path: Path) -> None:
+    grammar = tmp_path / "g.gbnf"
+    grammar.write_text('root ::= "yes"')
+    options = ["--max-tokens", "7", "--temperature", "0.25", "--seed", "5", "--stop", "X", "--stop", "Y"]
+    result = run("ask", "hi", *options, "--system", "Be brief.", "--grammar", str(grammar), "--timeout", "30")
+    assert result.exit_code == 0
+    body = asked(server)
+    assert (body["max_tokens"], body["temperature"], body["seed"]) == (7, 0.25, 5)
+    assert body["stop"] == ["X", "Y"]
+    assert body["grammar"] == 'root ::= "yes"'
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+
+
+def test_json_tells_everything(run: Run, server: FakeServer) -> None:
+    result = run("ask", "--json", "hi")
+    told = json.loads(result.stdout)
+    assert told["text"] == "Because of Rayleigh scattering."
+    assert (told["llm"], told["finish_reason"], told["attempts"]) == ("tiny", "stop", ["tiny"])
+    assert told["usage"]["total_tokens"] == server.usage.total_tokens
+    assert told["usage"]["estimated"] is False
+    assert told["cost_usd"] == 0
+    assert told["timings"]["total_seconds"] > 0
+    assert {"reasoning", "model"} <= set(told)
+
+
+def test_reasoning_is_shown_on_request_only(
+    run: Run, fake_server: FakeServers, write_registry: WriteRegistry
+) -> None:
+    write_registry(fake_server(reply="42.", reasoning="Let me think.\nDone.").llm_entry("tiny"))
+    assert run("ask", "hi").stderr == ""
+    result = run("ask", "--show-reasoning", "hi")
+    assert (result.stdout, result.stderr) == ("42.\n", "Let me think.\nDone.\n")
+
+
+def test_says_when_the_reply_was_cut_off(run: Run, server: FakeServer) -> None:
+    result = run("ask", "--max-tokens", "2", "hi")
+    assert result.exit_code == 0
+    assert result.stderr == "maxwell: the reply was cut off after 2 tokens; --max-tokens allows more\n"
+
+
+def test_says_when_the_limit_is_the_llms_own(
+    run: Run, fake_server: FakeServers, write_registry: WriteRegistry
+) -> None:
+    server = fake_server(reply="One two three four five.")
+    write_registry(server.llm_entry("tiny", capabilities={"max_tokens": 2}))
+    for form in ((), ("--json",), ("--no-stream",)):
+        assert "that is the most tiny has room for" in run("ask", *form, "hi").stderr
+
+
+def test_reads_the_prompt_from_stdin(run: Run, server: FakeServer) -> None:
+    assert run("ask", "-", input="from stdin\n").exit_code == 0
+    assert run("ask", input="from a pipe\n").exit_code == 0
+    contents = [r.body["messages"][0]["content"] for r in server.requests_to("/v1/chat/completions")]
+    assert contents == ["from stdin", "from a pipe"]
+
+
+def test_a_lone_dash_among_words_is_a_word(run: Run, server: FakeServer) -> None:
+    run("ask", "3", "-", "2", input="not this")
+    assert asked(server)["messages"][0]["content"] == "3 - 2"
+
+
+def test_routes_by_score_and_requirements(
+    run: Run, fake_server: FakeServers, write_registry: WriteRegistry
+) -> None:
+    cheap, fast = fake_server(reply="cheap"), fake_server(reply="fast")
+    write_registry(
+        cheap.llm_entry("cheap", capabilities={"speed_tokens_per_sec": 50}),
+        fast.llm_entry(
+            "fast", cost_per_1k_tokens=0.01, tags=["x"], capabilities={"speed_tokens_per_sec": 500}
+        ),
+    )
+    assert run("ask", "-w", "0.1", "hi").stdout == "cheap\n"
+    assert run("ask", "-w", "10", "hi").stdout == "fast\n"
+    assert run("ask", "-w", "0.1", "--tag", "x", "hi").stdout == "fast\n"
+    assert run("ask", "-w", "10", "--name", "cheap", "hi").stdout == "cheap\n"
+
+
+def test_named_registry_wins(
+    run: Run, server: FakeServer, fake_server: FakeServers, tmp_path: Path
+) -> None:
+    other = fake_server(reply="other")
+    file = tmp_path / "other.json"
+    file.write_text(json.dumps({"llms": [other.llm_entry("b")], "embeddings": []}))
+    assert run("ask", "--registry", str(file), "hi").stdout == "other\n"
+
+
+def test_another_llm_answers_and_the_summary_says_so(
+    on_terminal: OnTerminal, fake_server: FakeServers, write_registry: WriteRegistry
+) -> None:
+    bad, good = fake_server(), fake_server(reply="good")
+    bad.fail(faults.ServerError(500), times=None)
+    write_registry(
+        bad.llm_entry("bad", capabilities={"speed_tokens_per_sec": 900}), good.llm_entry("good")
+    )
+    code, shown = on_terminal("ask", "hi")
+    assert code == 0
+    assert shown.startswith("good\n")
+    assert "good after bad failed" in shown
+
+
+@pytest.mark.parametrize("form", [(), ("--no-stream",)])
+def test_a_broken_stream_keeps_its_text_and_fails(
+    run: Run, server: FakeServer, form: tuple[str, ...]
+) -> None:
+    server.fail(faults.Cut(after=3))
+    result = run("ask", *form, "hi")
+    assert result.exit_code == 1
+    assert "Because of Rayleigh scattering.".startswith(result.stdout.rstrip("\n"))
+    assert len(result.stdout) > 3
+    assert one_line(result).startswith("tiny: the reply broke off after")
+
+
+def test_broken_json_prints_no_json(run: Run, server: FakeServer) -> None:
+    server.fail(faults.Cut(after=3))
+    result = run("ask", "--json", "hi")
+    assert (result.exit_code, result.stdout) == (1, "")
+
+
+def test_a_failed_call_ends_with_1(run: Run, server: FakeServer) -> None:
+    server.fail(faults.ServerError(500), times=None)
+    result = run("ask", "hi")
+    assert result.exit_code == 1
+    assert one_line(result).startswith("tiny: ")
+
+
+def test_several_failed_attempts_are_one_line(
+    run: Run, fake_server: FakeServers, write_registry: WriteRegistry
+) -> None:
+    servers = [fake_server(), fake_server()]
+    for server in servers:
+        server.fail(faults.ServerError(500), times=None)
+    write_registry(servers[0].llm_entry("a"), servers[1].llm_entry("b"))
+    result = run("ask", "hi")
+    assert result.exit_code == 1
+    assert one_line(result).startswith("no server answered: a: ")
+
+
+def test_a_spent_budget_is_not_eligible(
+    run: Run, fake_server: FakeServers, write_registry: WriteRegistry
+) -> None:
+    write_registry(fake_server().llm_entry("tiny", daily_budget_tokens=0))
+    result = run("ask", "hi")
+    assert result.exit_code == 4
+    assert "tiny: daily budget has 0 tokens left; it resets in" in one_line(result)
+
+
+def test_a_budget_without_room_for_this_call_ends_with_5(
+    run: Run, fake_server: FakeServers, write_registry: WriteRegistry
+) -> None:
+    write_registry(fake_server().llm_entry("tiny", daily_budget_tokens=700))
+    result = run("ask", "--max-tokens", "1000", "hi")
+    assert result.exit_code == 5
+    assert one_line(result).startswith("tiny: daily budget has 700 tokens left")
+
+
+def test_an_unreadable_ledger_stops_only_what_has_a_budget(
+    run: Run, fake_server: FakeServers, write_registry: WriteRegistry
+) -> None:
+    server = fake_server()
+    file = write_registry(server.llm_entry("tiny", daily_budget_tokens=10_000))
+    (file.parent / "ledger.db").write_text("this is no database, it is a text of some length\n" * 50)
+    result = run("ask", "hi")
+    assert result.exit_code in (4, 5)
+    assert "ledger" in one_line(result)
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n"])
+def test_an_empty_prompt_is_refused(run: Run, server: FakeServer, prompt: str) -> None:
+    for result in (run("ask", prompt), run("ask", "-", input=prompt)):
+        assert result.exit_code == 2
+        assert one_line(result).startswith("the prompt is empty")
+    assert server.requests == []
+
+
+def test_stdin_must_be_utf8(run: Run, server: FakeServer) -> None:
+    result = run("ask", "-", input=b"na\xefve")
+    assert result.exit_code == 2
+    assert one_line(result).startswith("stdin is not UTF-8 (byte 0xef at offset 2); convert it first")
+
+
+def test_an_argument_must_be_utf8(start: Start, server: FakeServer) -> None:
+    process = start("ask", os.fsdecode(b"na\xefve"))
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, b"")
+    assert err.startswith(b"maxwell: error: the prompt is not UTF-8")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_prompt(run: Run, server: FakeServer) -> None:
+    run("ask", "-", input=b"\xef\xbb\xbfhi")
+    assert asked(server)["messages"][0]["content"] == "hi"
+
+
+def test_ten_megabytes_fit_nowhere_and_say_so(run: Run, server: FakeServer) -> None:
+    result = run("ask", "-", input="word " * 2_000_000)
+    assert result.exit_code == 4
+    message = one_line(result)
+    assert "tiny: needs" in message
+    assert "context is 4,096" in message
+    assert len(message) < 500
+
+
+def test_no_prompt_on_a_terminal_is_wrong_usage(on_terminal: OnTerminal, server: FakeServer) -> None:
+    code, shown = on_terminal("ask")
+    assert code == 2
+    assert "there is no prompt; give one, or - to read it from stdin" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["-w", "11"], "time_cost_weight must be a number from 0 to 10"),
+        (["-w", "-1"], "time_cost_weight must be a number from 0 to 10"),
+        (["-w", "nan"], "time_cost_weight must be a number from 0 to 10"),
+        (["-w", "fast"], "'fast' is not a valid float"),
+        (["--min-context", "0"], "min_context must be"),
+        (["--max-completion", "-5"], "max_completion must be"),
+        (["--min-speed", "nan"], "min_speed must be"),
+        (["--tier", "gold"], "'gold' is not one of 'free', 'standard', 'premium'"),
+        (["--temperature", "3"], "3.0 is not in the range"),
+        (["--temperature", "nan"], "nan is not a number"),
+        (["--max-tokens", "0"], "0 is not in the range"),
+        (["--timeout", "0"], "0.0 is not in the range"),
+        (["--timeout", "nan"], "nan is not a number"),
+        (["--grammar", "nowhere.gbnf"], "cannot read the grammar nowhere.gbnf: No such file or directory"),
+        (["--nmae", "x"], "No such option '--nmae'. Did you mean '--name'?"),
+    ],
+)
+def test_wrong_options_end_with_2(run: Run, server: FakeServer, options: list[str], words: str) -> None:
+    result = run("ask", *options, "hi")
+    assert result.exit_code == 2
+    assert words in one_line(result)
+    assert server.requests_to("/v1/chat/completions") == []
+
+
+def test_an_unknown_name_suggests_near_ones(
+    run: Run, fake_server: FakeServers, write_registry: WriteRegistry
+) -> None:
+    write_registry(fake_server().llm_entry("qwen-coder-30b"))
+    result = run("ask", "--name", "qwen-codr-30b", "hi")
+    assert result.exit_code == 4
+    assert one_line(result) == "no LLM 'qwen-codr-30b'; did you mean qwen-coder-30b?"
+
+
+def test_an_empty_pool_says_so(run: Run, write_registry: WriteRegistry) -> None:
+    write_registry()
+    result = run("ask", "hi")
+    assert result.exit_code == 4
+    assert one_line(result) == "no LLM can be chosen: the registry declares none"
+
+
+def test_all_down_says_so_for_each(run: Run, write_registry: WriteRegistry) -> None:
+    write_registry(unreachable("a"), unreachable("b"))
+    result = run("ask", "hi")
+    assert result.exit_code == 4
+    message = one_line(result)
+    assert message.startswith("no LLM can be chosen: a: ")
+    assert "; b: " in message
+
+
+def test_nothing_fits_the_requirements(run: Run, server: FakeServer) -> None:
+    result = run("ask", "--vision", "--tag", "coding", "hi")
+    assert result.exit_code == 4
+    assert "tiny: vision is required" in one_line(result)
+
+
+def test_a_key_shows_up_nowhere(
+    run: Run,
+    fake_server: FakeServers,
+    write_registry: WriteRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+    maxwell_home: Path,
+) -> None:
+    monkeypatch.setenv("CANARY_API_KEY", CANARY)
+    monkeypatch.setenv("OPENAI_API_KEY", CANARY)
+    server = fake_server("openai", api_key="another key")
+    body = {"error": {"message": f"Incorrect API key provided: {CANARY}", "code": "invalid_api_key"}}
+    server.fail(faults.Status(401, body), times=None)
+    server.fail(faults.Status(200, {"data": [{"id": "tiny"}]}), times=None, path="/v1/models")
+    write_registry(server.llm_entry("paid", api_key_env="CANARY_API_KEY"))
+    shown = ""
+    for command in (["ask", "hi"], ["ask", "--json", "hi"], ["list"], ["check"], ["explain", "hi"]):
+        for form in ([], ["--json"]):
+            result = run(*command, *form)
+            shown += result.output
+            shown += run(*command, *form, env={"MAXWELL_DEBUG": "0"}).output
+    assert any(CANARY in r.headers.get("authorization", "") for r in server.requests)  # it was sent
+    assert CANARY not in shown
+    written = [p for p in maxwell_home.rglob("*") if p.is_file() and CANARY.encode() in p.read_bytes()]
+    assert written == []
+
+
+def test_ctrl_c_stops_the_server_and_ends_with_130(server: FakeServer, start: Start) -> None:
+    server.fail(faults.SlowTokens(0.2))
+    process = start("ask", "hi")
+    assert process.stdout is not None
+    assert process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip() == b""
+    assert b"scattering" not in out
+    assert server.wait_aborted().path == "/v1/chat/completions"
+
+
+def test_ctrl_c_before_the_first_word(server: FakeServer, start: Start) -> None:
+    server.fail(faults.SlowFirstByte(math.inf))
+    process = start("ask", "hi")
+    # /health, /v1/models, /props, then the chat that never answers
+    while not server.requests_to("/v1/chat/completions"):
+        server.wait_requests(len(server.requests) + 1, timeout=30)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err.strip()) == (130, b"", b"")
+    assert server.wait_aborted().path == "/v1/chat/completions"
+
+
+def test_a_reader_that_goes_away_stops_the_server(
+    fake_server: FakeServers, write_registry: WriteRegistry, start: Start
+) -> None:
+    server = fake_server(reply="many words and lines\n" * 200, tokens_per_sec=500)
+    write_registry(server.llm_entry("tiny", daily_budget_tokens=100_000))
+    process = start("ask", "hi")
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == b"many words and lines\n"
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=60) == 141
+    process.stdin.close()
+    process.stderr.close()
+    assert server.wait_aborted().path == "/v1/chat/completions"
+    with LLMPool.from_registry() as pool:
+        used = pool.usage()["tiny"]
+    assert used.held_tokens == 0  # settled, not left hanging
+    assert used.tokens > 0
+
+
+def test_streaming_loads_nothing_that_draws(server: FakeServer) -> None:
+    code = (
+        "import sys, atexit\n"
+        "atexit.register(lambda: print(sorted({'rich', 'aiohttp', 'asyncio', 'jsonschema'} & set(sys.modules))))\n"
+        "from maxwell.cli import main\n"
+        "sys.argv = ['maxwell', 'ask', 'hi']\n"
+        "main()\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60).stdout
+    assert out == b"Because of Rayleigh scattering.\n[]\n"
