@@ -17,14 +17,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
-import stub
 import urllib3
-from tables import Spread, options, ratio, show, spread
 
+import stub
 from maxwell.backends import get_backend
 from maxwell.lm_pool import AsyncLLMPool, LLMPool
 from maxwell.registry.specs import Capabilities, LLMSpec, Registry
 from maxwell.types import ChatCall, HTTPRequest
+from tables import Spread, options, ratio, show, spread
 
 PROMPT = "Why is the sky blue?"
 MAX_TOKENS = 300
@@ -94,7 +94,10 @@ def sync_rows(url: str, home: Path, rounds: int, calls: int) -> list[tuple[str, 
         lm = pool.get_lm()
         rows = [
             ("bare urllib3", sync_cost(bare, rounds, calls)),
-            ("Maxwell generate", sync_cost(lambda: lm.generate(PROMPT, max_tokens=MAX_TOKENS), rounds, calls)),
+            (
+                "Maxwell generate",
+                sync_cost(lambda: lm.generate(PROMPT, max_tokens=MAX_TOKENS), rounds, calls),
+            ),
             (
                 "Maxwell stream",
                 sync_cost(lambda: sum(map(len, lm.stream(PROMPT, max_tokens=MAX_TOKENS))), rounds, calls),
@@ -114,7 +117,11 @@ def peers(url: str, rounds: int, calls: int) -> list[tuple[str, Figures]]:
 
         def ask_openai() -> int:
             stream = client.chat.completions.create(
-                model="m", messages=messages, max_tokens=MAX_TOKENS, stream=True, stream_options={"include_usage": True}
+                model="m",
+                messages=messages,
+                max_tokens=MAX_TOKENS,
+                stream=True,
+                stream_options={"include_usage": True},
             )
             return sum(len(c.choices[0].delta.content or "") for c in stream if c.choices)
 
@@ -124,7 +131,12 @@ def peers(url: str, rounds: int, calls: int) -> list[tuple[str, Figures]]:
 
         def ask_litellm() -> int:
             stream = litellm.completion(
-                model="openai/m", api_base=f"{url}/v1", api_key="none", messages=messages, stream=True, num_retries=0
+                model="openai/m",
+                api_base=f"{url}/v1",
+                api_key="none",
+                messages=messages,
+                stream=True,
+                num_retries=0,
             )
             return sum(len(c.choices[0].delta.content or "") for c in stream if c.choices)
 
@@ -132,7 +144,9 @@ def peers(url: str, rounds: int, calls: int) -> list[tuple[str, Figures]]:
     return rows
 
 
-async def async_rows(url: str, home: Path, rounds: int, calls: int, at_once: int) -> list[tuple[str, Figures]]:
+async def async_rows(
+    url: str, home: Path, rounds: int, calls: int, at_once: int
+) -> list[tuple[str, Figures]]:
     asked = request(url)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 
@@ -172,7 +186,11 @@ def main() -> None:
                 ("async, 1 at once", asyncio.run(async_rows(base, Path(home), rounds, calls, 1))),
                 (
                     f"async, {CONCURRENCY} at once",
-                    asyncio.run(async_rows(base, Path(home), rounds, calls * 3 // CONCURRENCY * CONCURRENCY, CONCURRENCY)),
+                    asyncio.run(
+                        async_rows(
+                            base, Path(home), rounds, calls * 3 // CONCURRENCY * CONCURRENCY, CONCURRENCY
+                        )
+                    ),
                 ),
             ]
             for kind, group in groups:

@@ -1,7 +1,7 @@
 """How long a decision takes with 10, 100 and 1,000 LLMs, in microseconds.
 
-Goals: 20 us, 150 us, 1.5 ms. The bound beside it is the bare formula: one pass that computes the score and keeps
-the best, with no eligibility, no reasons and no ranking. LiteLLM's Router joins when it is installed.
+Goals: 20 us, 150 us, 1.5 ms. The bound beside it is the bare formula: one pass that computes the score and
+keeps the best, with no eligibility, no reasons and no ranking. LiteLLM's Router joins when it is installed.
 
 Run: python benchmarks/bench_decision.py
 """
@@ -11,8 +11,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Callable, Sequence
-
-from tables import Spread, options, ratio, repeat, show
+from functools import partial
 
 from maxwell.calls.state import PoolState
 from maxwell.clock import SystemClock
@@ -21,7 +20,11 @@ from maxwell.ledger.memory import MemoryLedger
 from maxwell.registry.specs import Capabilities, LLMSpec, Registry
 from maxwell.scheduler import Candidate, Request, decide
 from maxwell.types import Requirements
+from tables import Spread, options, ratio, repeat, show
 
+FASTEST = Request(needs=Requirements())
+SCORED = Request(needs=Requirements(), prompt_bytes=4000)
+PICKY = Request(needs=Requirements(tags=("coding",), reasoning=True, min_context=16000), prompt_bytes=4000)
 GOALS = {10: 20.0, 100: 150.0, 1000: 1500.0}
 
 
@@ -33,7 +36,10 @@ def specs(count: int) -> list[LLMSpec]:
             model="m",
             backend="vllm",
             capabilities=Capabilities(
-                max_tokens=4096, max_context=8192 << (i % 4), speed_tokens_per_sec=20 + i % 90, reasoning=i % 2 == 0
+                max_tokens=4096,
+                max_context=8192 << (i % 4),
+                speed_tokens_per_sec=20 + i % 90,
+                reasoning=i % 2 == 0,
             ),
             default_temperature=0.5,
             tags=("coding",) if i % 3 else ("fast", "coding"),
@@ -61,7 +67,11 @@ def pool(found: Sequence[LLMSpec]) -> PoolState:
     """A pool whose endpoints are all known to be up."""
     clock = SystemClock()
     state = PoolState(
-        Registry(llms=tuple(found)), health=HealthBook(None, clock), ledger=MemoryLedger(), clock=clock, environ={}
+        Registry(llms=tuple(found)),
+        health=HealthBook(None, clock),
+        ledger=MemoryLedger(),
+        clock=clock,
+        environ={},
     )
     for entry in state.llms:
         state.health.put(entry.endpoint, Health(state="up", at=clock.time() + 1e-3))
@@ -88,7 +98,11 @@ def litellm_router(count: int) -> Callable[[], object] | None:
         model_list=[
             {
                 "model_name": "m",
-                "litellm_params": {"model": f"openai/m{i}", "api_key": "none", "api_base": "http://127.0.0.1:9/v1"},
+                "litellm_params": {
+                    "model": f"openai/m{i}",
+                    "api_key": "none",
+                    "api_base": "http://127.0.0.1:9/v1",
+                },
             }
             for i in range(count)
         ]
@@ -106,14 +120,12 @@ def main() -> None:
         candidates = [Candidate(spec=spec, index=i) for i, spec in enumerate(found)]
         state = pool(found)
         inner = max(1, 2000 // count)
-        bound = microseconds(lambda c=candidates: bare_formula(c, 1000, 512, 1.0), rounds, inner)  # type: ignore[misc]
-        scored = Request(needs=Requirements(), prompt_bytes=4000)
-        picky = Request(needs=Requirements(tags=("coding",), reasoning=True, min_context=16000), prompt_bytes=4000)
+        bound = microseconds(partial(bare_formula, candidates, 1000, 512, 1.0), rounds, inner)
         cases: list[tuple[str, Callable[[], object]]] = [
-            ("fastest (no prompt)", lambda c=candidates: decide(c, Request(needs=Requirements()))),  # type: ignore[misc]
-            ("scored by prompt", lambda c=candidates: decide(c, scored)),  # type: ignore[misc]
-            ("scored, three requirements", lambda c=candidates: decide(c, picky)),  # type: ignore[misc]
-            ("the same with health and budgets looked up", lambda s=state: s.decide(scored)),  # type: ignore[misc]
+            ("fastest (no prompt)", partial(decide, candidates, FASTEST)),
+            ("scored by prompt", partial(decide, candidates, SCORED)),
+            ("scored, three requirements", partial(decide, candidates, PICKY)),
+            ("the same as scored, health and budgets looked up", partial(state.decide, SCORED)),
         ]
         router = litellm_router(count)
         if router is not None:

@@ -1,4 +1,4 @@
-"""A canned chat server in a process of its own: as little between the wire and the measured client as can be."""
+"""A canned chat server in a process of its own, with as little in it as can be."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ CHUNK = (
     b'"delta":{"content":" word"},"finish_reason":null}]}\n\n'
 )
 LAST = (
-    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{},'
-    b'"finish_reason":"stop"}]}\n\n'
+    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,'
+    b'"delta":{},"finish_reason":"stop"}]}\n\n'
     b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[],'
     b'"usage":{"prompt_tokens":9,"completion_tokens":%d,"total_tokens":9}}\n\ndata: [DONE]\n\n'
 )
@@ -29,9 +29,7 @@ def framed(data: bytes) -> bytes:
 
 
 class Stub(asyncio.Protocol):
-    """Answers every POST with a stream of the number of words its path ends with, each in a chunk of its own."""
-
-    replies: dict[bytes, bytes] = {}  # noqa: RUF012 - one cache for all connections
+    """Answers a chat at `/7/v1/chat/completions` with seven words, each in a chunk of its own."""
 
     def __init__(self) -> None:
         self.buffer = b""
@@ -53,19 +51,22 @@ class Stub(asyncio.Protocol):
             return
         self.buffer = rest[length:]
         path = head.split(b" ", 2)[1]
-        self.transport.write(self.answer(path))
+        words = path.split(b"/")[1]
+        if words.isdigit() and path.endswith(b"/chat/completions"):
+            self.transport.write(HEAD)
+            self.stream(int(words), int(words))
+        elif path.endswith(b"/models"):
+            self.transport.write(JSON % (len(MODELS), MODELS))
+        else:
+            self.transport.write(JSON % (2, b"{}"))
 
-    def answer(self, path: bytes) -> bytes:
-        if path not in self.replies:
-            words = path.split(b"/")[1]
-            if words.isdigit() and path.endswith(b"/chat/completions"):
-                chunks = framed(CHUNK) * int(words)
-                self.replies[path] = HEAD + chunks + framed(LAST % int(words)) + b"0\r\n\r\n"
-            elif path.endswith(b"/models"):
-                self.replies[path] = JSON % (len(MODELS), MODELS)
-            else:
-                self.replies[path] = JSON % (2, b"{}")
-        return self.replies[path]
+    def stream(self, left: int, words: int) -> None:
+        """One word a write and a turn of the loop, as a model sends them: never the whole reply at once."""
+        if left:
+            self.transport.write(framed(CHUNK))
+            asyncio.get_running_loop().call_soon(self.stream, left - 1, words)
+        else:
+            self.transport.write(framed(LAST % words) + b"0\r\n\r\n")
 
 
 async def serve() -> None:
@@ -77,7 +78,9 @@ async def serve() -> None:
 @contextmanager
 def running() -> Iterator[str]:
     """A stub's root URL; `URL/7` answers chats with seven words."""
-    process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     try:

@@ -58,7 +58,9 @@ def show(title: str, header: Sequence[str], rows: Sequence[Sequence[object]], *,
     print(f"\n{title}  [Python {platform.python_version()}, {sys.platform}]; median (middle half)")
     for row in [list(header), ["-" * width for width in widths], *cells]:
         first, *rest = row
-        print("  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]))
+        print(
+            "  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))])
+        )
 
 
 def _plain(cell: object) -> object:

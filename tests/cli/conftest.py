@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from command_line import MAXWELL
 from click.testing import CliRunner, Result
+from command_line import MAXWELL
 
 from maxwell.cli.app import cli
 

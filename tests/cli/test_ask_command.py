@@ -164,9 +164,7 @@ def test_routes_by_score_and_requirements(
     assert run("ask", "-w", "10", "--name", "cheap", "hi").stdout == "cheap\n"
 
 
-def test_named_registry_wins(
-    run: Run, server: FakeServer, fake_server: FakeServers, tmp_path: Path
-) -> None:
+def test_named_registry_wins(run: Run, server: FakeServer, fake_server: FakeServers, tmp_path: Path) -> None:
     other = fake_server(reply="other")
     file = tmp_path / "other.json"
     file.write_text(json.dumps({"llms": [other.llm_entry("b")], "embeddings": []}))
@@ -178,9 +176,8 @@ def test_another_llm_answers_and_the_summary_says_so(
 ) -> None:
     bad, good = fake_server(), fake_server(reply="good")
     bad.fail(faults.ServerError(500), times=None)
-    write_registry(
-        bad.llm_entry("bad", capabilities={"speed_tokens_per_sec": 900}), good.llm_entry("good")
-    )
+    write_registry(bad.llm_entry("bad", capabilities={"speed_tokens_per_sec": 900}), good.llm_entry("good"))
+    on_terminal("list")  # both are known to be up
     code, shown = on_terminal("ask", "hi")
     assert code == 0
     assert shown.startswith("good\n")
@@ -219,6 +216,7 @@ def test_several_failed_attempts_are_one_line(
     for server in servers:
         server.fail(faults.ServerError(500), times=None)
     write_registry(servers[0].llm_entry("a"), servers[1].llm_entry("b"))
+    run("list")  # both are known to be up
     result = run("ask", "hi")
     assert result.exit_code == 1
     assert one_line(result).startswith("no server answered: a: ")
@@ -228,6 +226,7 @@ def test_a_spent_budget_is_not_eligible(
     run: Run, fake_server: FakeServers, write_registry: WriteRegistry
 ) -> None:
     write_registry(fake_server().llm_entry("tiny", daily_budget_tokens=0))
+    run("list")  # it is known to be up
     result = run("ask", "hi")
     assert result.exit_code == 4
     assert "tiny: daily budget has 0 tokens left; it resets in" in one_line(result)
@@ -280,6 +279,7 @@ def test_a_byte_order_mark_is_no_part_of_the_prompt(run: Run, server: FakeServer
 
 
 def test_ten_megabytes_fit_nowhere_and_say_so(run: Run, server: FakeServer) -> None:
+    run("list")  # it is known to be up
     result = run("ask", "-", input="word " * 2_000_000)
     assert result.exit_code == 4
     message = one_line(result)
@@ -330,8 +330,10 @@ def test_an_unknown_name_suggests_near_ones(
     assert one_line(result) == "no LLM 'qwen-codr-30b'; did you mean qwen-coder-30b?"
 
 
-def test_an_empty_pool_says_so(run: Run, write_registry: WriteRegistry) -> None:
-    write_registry()
+def test_a_registry_without_llms_says_so(
+    run: Run, fake_server: FakeServers, write_registry: WriteRegistry
+) -> None:
+    write_registry(fake_server(embeddings=True).embedding_entry("e"))
     result = run("ask", "hi")
     assert result.exit_code == 4
     assert one_line(result) == "no LLM can be chosen: the registry declares none"
@@ -428,7 +430,8 @@ def test_a_reader_that_goes_away_stops_the_server(
 def test_streaming_loads_nothing_that_draws(server: FakeServer) -> None:
     code = (
         "import sys, atexit\n"
-        "atexit.register(lambda: print(sorted({'rich', 'aiohttp', 'asyncio', 'jsonschema'} & set(sys.modules))))\n"
+        "heavy = {'rich', 'aiohttp', 'asyncio', 'jsonschema'}\n"
+        "atexit.register(lambda: print(sorted(heavy & set(sys.modules))))\n"
         "from maxwell.cli import main\n"
         "sys.argv = ['maxwell', 'ask', 'hi']\n"
         "main()\n"

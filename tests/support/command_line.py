@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -29,3 +30,8 @@ def one_line(result: Result) -> str:
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("maxwell: error: ")
     return lines[0].removeprefix("maxwell: error: ")
+
+
+def unstyled(shown: str) -> str:
+    """What a terminal showed, without colours and cursor movements."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)

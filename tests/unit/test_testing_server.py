@@ -70,6 +70,7 @@ def test_requests_beyond_the_slots_wait_without_a_byte() -> None:
             assert server.usage.prompt_tokens == 2 * 14
         third.join(WAIT)
         assert text(events(answers[0].raw)) == REPLY
+        assert all(r.finished.wait(WAIT) for r in server.requests_to(CHAT))
         assert server.in_flight == 0
 
 
@@ -226,10 +227,8 @@ def test_stopping_breaks_a_running_stream() -> None:
 
 def _stop_before_a_client_reads() -> None:
     """Leave bytes behind that can never be sent."""
-    with (
-        FakeServer("llamacpp", context=100_000, reply=["x" * 1000] * 20_000) as server,
-        connected(server) as deaf,
-    ):
+    server = FakeServer("llamacpp", context=100_000, reply=["x" * 1000] * 20_000)
+    with connected(server) as deaf, server:
         send(deaf, CHAT, STREAM)
         until(lambda: server.usage.completion_tokens > 64)
 

@@ -75,7 +75,7 @@ class AiohttpTransport:
         return await self._ask(home, request, target, flight)
 
     async def close(self) -> None:
-        """Drop the running loop's connections; its open exchanges are cut. The transport can be used again."""
+        """Drop the running loop's connections; open exchanges are cut. It can be used again."""
         home = self._homes.get(asyncio.get_running_loop())
         if home is not None and self._process == os.getpid():
             await home.keeper.aclose()
@@ -237,7 +237,7 @@ class AiohttpExchange:
 
 
 class _Home:
-    """What one event loop has: its session, the exchanges not yet dropped, the generator that ends them all."""
+    """What one event loop has: a session, its living exchanges, the generator that ends them all."""
 
     keeper: AsyncGenerator[None, None]
 

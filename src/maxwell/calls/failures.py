@@ -46,7 +46,7 @@ def transport_failure(name: str, error: TransportError) -> BackendError:
 
 
 def broken(error: BackendError, reply: Reply, now: float) -> BackendError:
-    """`error`; once content has begun, a `StreamBroken` with what had come: it must not be silently repeated."""
+    """`error`; once content has begun, a `StreamBroken` with it: such a call is never repeated in silence."""
     if not reply.has_content:
         return error
     partial = reply.completion(now, [reply.spec.name], finish_reason="error")

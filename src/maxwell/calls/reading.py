@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from maxwell.backends import wire
 from maxwell.backends.base import Backend
+from maxwell.backends.wire import decode_chunk
 from maxwell.calls.effects import Emit, Exchange, Flow, Pull, TransportError
 from maxwell.calls.reply import Reply
 from maxwell.calls.sse import SSEParser
@@ -55,23 +55,25 @@ def read(
 
 def _read_stream(exchange: Exchange, reply: Reply, now: Callable[[], float], emit: bool) -> Flow[None]:
     """Server-sent events until `[DONE]`, an error frame or the end of the body."""
-    name = reply.spec.name
     parser = SSEParser()
-    while piece := (yield Pull(exchange)):
-        for data in _payloads(parser, piece, name):
-            if data == DONE:
-                yield from _drain(exchange)
-                return
-            text = reply.add(_decode(data, name), now())
-            if reply.error is not None:
-                return
-            if emit and text:
-                yield Emit(text)
-    rest = parser.end()
-    if rest is not None and rest != DONE:
-        text = reply.add(_decode(rest, name), now())
-        if emit and text:
-            yield Emit(text)
+    pull = Pull(exchange)
+    try:
+        while piece := (yield pull):
+            for data in parser.feed(piece):
+                if data == DONE:
+                    yield from _drain(exchange)
+                    return
+                text = reply.add(decode_chunk(data), now)
+                if reply.error is not None:
+                    return
+                if emit and text:
+                    yield Emit(text)
+        rest = parser.end()
+        text = "" if rest is None or rest == DONE else reply.add(decode_chunk(rest), now)
+    except (msgspec.MsgspecError, ValueError) as error:  # ValueError: an event without end
+        raise _not_a_chunk(reply, error) from None
+    if emit and text:
+        yield Emit(text)
 
 
 def _read_document(exchange: Exchange, reply: Reply, now: Callable[[], float], emit: bool) -> Flow[None]:
@@ -81,7 +83,10 @@ def _read_document(exchange: Exchange, reply: Reply, now: Callable[[], float], e
     while size < MOST_DOCUMENT and (piece := (yield Pull(exchange))):
         pieces.append(piece)
         size += len(piece)
-    text = reply.add(_decode(b"".join(pieces), reply.spec.name), now())
+    try:
+        text = reply.add(decode_chunk(b"".join(pieces)), now)
+    except msgspec.MsgspecError as error:
+        raise _not_a_chunk(reply, error) from None
     if emit and text:
         yield Emit(text)
 
@@ -95,20 +100,10 @@ def _drain(exchange: Exchange) -> Flow[None]:
         return
 
 
-def _payloads(parser: SSEParser, piece: bytes, name: str) -> list[bytes]:
-    try:
-        return parser.feed(piece)
-    except ValueError as error:
-        raise DecodeError(str(error), llm=name, kind="bad_reply") from error
-
-
-def _decode(data: bytes, name: str) -> wire.Chunk:
-    try:
-        return wire.decode_chunk(data)
-    except msgspec.MsgspecError as error:
-        # Its bytes are not quoted: they may be anything, the key we sent included.
-        raise DecodeError(
-            f"the server sent {len(data)} bytes that are not a chat chunk ({error}); is its address right?",
-            llm=name,
-            kind="bad_reply",
-        ) from None
+def _not_a_chunk(reply: Reply, error: Exception) -> DecodeError:
+    # What it sent instead is not quoted: it may be anything, the key we sent included.
+    return DecodeError(
+        f"the server's reply is not a chat reply ({error}); is api_base right?",
+        llm=reply.spec.name,
+        kind="bad_reply",
+    )

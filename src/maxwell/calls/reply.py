@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from maxwell.backends import wire
@@ -43,8 +44,8 @@ class Reply:
         """Whether anything of the reply itself has come: text, reasoning or a tool call."""
         return self._first is not None
 
-    def add(self, chunk: wire.Chunk, now: float) -> str:
-        """Take in one chunk; returns the text it adds, which may be empty."""
+    def add(self, chunk: wire.Chunk, now: Callable[[], float]) -> str:
+        """Take in one chunk; returns the text it adds, which may be empty. `now` is the monotonic clock."""
         if chunk.error is not None:
             self.error = chunk.error
             return ""
@@ -65,20 +66,21 @@ class Reply:
                 self.finish_reason = choice.finish_reason
         return added
 
-    def _take(self, delta: wire.Delta, now: float) -> str:
+    def _take(self, delta: wire.Delta, now: Callable[[], float]) -> str:
         text = delta.content or delta.refusal or ""
         reasoning = delta.reasoning_content or delta.reasoning
         if not (text or reasoning or delta.tool_calls):
             return ""
         self._chunks += 1
         if self._first is None:
-            self._first = now
+            self._first = now()
         if text:
             self._text.append(text)
         if reasoning:
             self._reasoning.append(reasoning)
-        for call in delta.tool_calls or ():
-            self._take_tool(call)
+        if delta.tool_calls:
+            for call in delta.tool_calls:
+                self._take_tool(call)
         return text
 
     def _take_tool(self, call: wire.ToolCallDelta) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -110,7 +111,7 @@ class LazyGroup(click.Group):
         """Run the command line and exit."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
-        _forgive_odd_characters()
+        _prepare_streams()
         try:
             # A command ends with a code other than 0 by `ctx.exit(code)`, which arrives here as a value.
             value = super().main(args, prog_name or "maxwell", complete_var, standalone_mode=False, **extra)
@@ -133,7 +134,8 @@ def _end(error: Exception) -> NoReturn:
         for line in lines:
             click.echo(f"maxwell: error: {line}", err=True)
     except BrokenPipeError:
-        _silence()
+        pass
+    _silence()
     sys.exit(code)
 
 
@@ -169,8 +171,11 @@ def _told(error: Exception) -> tuple[int, list[str]]:
     ]
 
 
-def _forgive_odd_characters() -> None:
-    """A character the terminal's encoding lacks is shown as "?", instead of ending the program."""
+def _prepare_streams() -> None:
+    """Let no closed stream and no character that the terminal's encoding lacks end the program."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - it lives as long as the program
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -178,17 +183,18 @@ def _forgive_odd_characters() -> None:
 
 
 def _silence() -> None:
-    """Let the interpreter flush into nothing at its end, since the reader is gone."""
+    """Let the interpreter's last flush go nowhere, where a stream cannot be written any more."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:
+        except OSError:
             os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 
 @click.group(
+    "maxwell",
     cls=LazyGroup,
     epilog=_EPILOG,
     invoke_without_command=True,

@@ -57,7 +57,7 @@ _BY_SPEED = (
     Column("SPEED", right=True),
     Column("CONTEXT", right=True),
 )
-_REJECTED = (Column("NOT ELIGIBLE"), Column("REASON"))
+_REJECTED = (Column("NOT ELIGIBLE"), Column("REASON", beneath="{}"))
 
 
 @click.command("explain", cls=Command, epilog=_EPILOG)

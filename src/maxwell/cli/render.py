@@ -13,6 +13,7 @@ import click
 
 EMPTY = "-"
 _GAP = "  "
+_INDENT = "    "
 # Control characters can steer a terminal; a model's or a server's words must not.
 _STEERING = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
 
@@ -155,18 +156,17 @@ def _draw(
     columns: Sequence[Column], rows: Sequence[Sequence[Cell]], inline: Sequence[int], beneath: Sequence[int]
 ) -> None:
     """The table on a terminal."""
-    from rich.padding import Padding
-
     console = _console(sys.stdout)
     lines = _aligned(columns, rows, inline)
     _draw_line(console, next(lines))
     for row, line in zip(rows, lines, strict=True):
         _draw_line(console, line)
-        for facts in _beneath(columns, row, beneath):
-            console.print(Padding(_text(*facts), (0, 0, 0, 4), expand=False))
+        for fact in _beneath(columns, row, beneath):
+            for text in _text(*fact).wrap(console, max(console.width - len(_INDENT), 10)):
+                _draw_line(console, [Cell(_INDENT), text])
 
 
-def _draw_line(console: Any, line: Sequence[Cell]) -> None:
+def _draw_line(console: Any, line: Sequence[Any]) -> None:
     from rich.text import Text
 
     text = Text.assemble(*line)

@@ -1,0 +1,211 @@
+"""`maxwell demo`: a tour of Maxwell over real llama.cpp servers that it starts and stops itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from maxwell.errors import MaxwellError, StreamBroken
+from maxwell.local.showcase import (
+    Booked,
+    Chosen,
+    Code,
+    Explained,
+    Failed,
+    Heading,
+    Note,
+    Replied,
+    Shown,
+    Stage,
+    Standing,
+    tour,
+)
+from maxwell.scheduler import Scored
+from maxwell.types import Completion
+
+from .explain_command import _show as show_decision
+from .explain_command import _why as why_chosen
+from .list_command import _show as show_statuses
+from .render import Column, hint, is_terminal, money, number, plural, say, table
+
+_WIDEST = 100  # columns of prose
+_NOISE = 60  # characters of a reply that are shown
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
+
+_INTRO = (
+    "For each request Maxwell picks, among all language models that you can reach, the one that fits, is "
+    "able, is up, is within its budget and scores best, and makes the call. Here it does so with four real "
+    "llama.cpp servers on this machine and one entry whose server is switched off.",
+    "THE TEXT IS NOISE: the models are tiny and their weights random. Look at who answers, why, how fast "
+    "and at what price.",
+    "No money moves: the price of paid-fast is made up. Nothing leaves this machine, and your own Maxwell "
+    "files are not touched.",
+)
+_NEXT = (
+    ("maxwell up your-model.gguf --add", "serve a model of your own and declare it"),
+    ("maxwell list", "see how everything in your registry stands"),
+    ('maxwell ask "Why is the sky blue?"', "ask the best one"),
+    ("docs/specification.md", "what a registry may hold"),
+)
+_BOOKS = (Column("NAME"), Column("TOKENS TODAY", right=True), Column("COST", right=True))
+
+
+@click.command("demo")
+@click.option("--keep", is_flag=True, help="Keep the servers running after the tour, until Ctrl-C.")
+def demo(keep: bool) -> None:
+    """See Maxwell at work on real llama.cpp servers with tiny models, in ten seconds.
+
+    The models' weights are random, so their text is noise. Everything is temporary: servers, models,
+    registry and books. Needs pip install 'maxwell-lm[local]'.
+    """
+    say("Maxwell demo", "bold underline")
+    for paragraph in _INTRO:
+        say()
+        _put(paragraph, indent=0)
+    say()
+    try:
+        with _ending_by_signals(), Stage(lambda sentence: _put(sentence, "dim", indent=0)) as stage:
+            for step, shown in _numbered(tour(stage)):
+                _show(shown, step)
+            if keep:
+                _keep(stage)
+    except KeyboardInterrupt:
+        hint("interrupted: the demo's servers are stopped and its files are gone")
+        raise
+    say()
+    _put("Done: the demo's servers are stopped and its files are gone. What to do next:", "bold", indent=0)
+    widest = max(len(command) for command, _ in _NEXT)
+    for command, words in _NEXT:
+        say(f"   {command.ljust(widest)}  {words}")
+
+
+@contextmanager
+def _ending_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the program, so that the temporary files go, too."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _keep(stage: Stage) -> None:
+    """Serve until Ctrl-C, which is then no interruption."""
+    stage.revive()
+    say()
+    _put(
+        "The servers go on, the killed one anew. Point maxwell at them in another terminal:", "bold", indent=0
+    )
+    say(f"   export MAXWELL_HOME={stage.home} MAXWELL_REGISTRY={stage.registry}")
+    say("   maxwell list")
+    _put("Ctrl-C stops them.", indent=0)
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        say()
+
+
+def _numbered(things: Iterator[Shown]) -> Iterator[tuple[int, Shown]]:
+    """Each thing with the number of its step."""
+    step = 0
+    for shown in things:
+        step += isinstance(shown, Heading)
+        yield step, shown
+
+
+def _show(shown: Shown, step: int) -> None:
+    match shown:
+        case Heading(text):
+            say()
+            say(f"{step}. {text}", "bold")
+        case Code(text):
+            for line in text.split("\n"):
+                say(f"   {'...' if line.startswith(' ') else '>>>'} {line}", "cyan")
+        case Note(text):
+            _put(text)
+        case Chosen():
+            _show_choice(shown)
+        case Replied(completion):
+            _show_reply(completion)
+        case Failed(error):
+            _show_error(error)
+        case Standing(statuses):
+            show_statuses(statuses)
+        case Explained(decision):
+            show_decision(decision, [])
+        case Booked():
+            _show_books(shown)
+
+
+def _show_choice(shown: Chosen) -> None:
+    decision = shown.decision
+    _put(why_chosen(decision), "green")
+    if decision.by == "score" and decision.chosen is not None:
+        _put(_terms(decision.chosen, decision.request.needs.time_cost_weight))
+    if decision.by == "score" and len(decision.ranked) > 1:
+        others = (f"{other.spec.name} {other.score:.2f}" for other in decision.ranked[1:])
+        _put(f"The others score less: {', '.join(others)}.")
+    for no in decision.rejected if shown.skipped else ():
+        _put(f"Skipped {no.spec.name}: {no.detail}.")
+
+
+def _terms(best: Scored, weight: float) -> str:
+    """The score as a sum."""
+    return (
+        f"Its score: {best.utilization_bonus:.2f} bonus - {best.mills:.2f} mills "
+        f"- {weight:g} x {best.seconds:.2f} s = {best.score:.2f}"
+    )
+
+
+def _show_reply(done: Completion) -> None:
+    cost = money(done.cost_usd)
+    after = ""
+    if len(done.attempts) > 1:
+        after = f" (done.attempts: {', '.join(done.attempts)})"
+    tokens = plural(done.usage.completion_tokens, "token")
+    _put(f"{done.llm} answered{after}: {tokens} in {done.timings.total_seconds:.2f} s for {cost}")
+    _put(_noise(done.text), "dim")
+
+
+def _show_error(error: MaxwellError) -> None:
+    _put(f"{type(error).__name__}: {error}", "yellow")
+    if isinstance(error, StreamBroken):
+        tokens = plural(error.partial.usage.completion_tokens, "token")
+        _put(f"error.partial holds what had come, about {tokens}:")
+        _put(_noise(error.partial.text), "dim")
+
+
+def _noise(text: str) -> str:
+    return f'noise: "{text[:_NOISE]}"' + ("..." if len(text) > _NOISE else "")
+
+
+def _show_books(shown: Booked) -> None:
+    rows = [[name, number(used.tokens), money(used.usd)] for name, used in shown.used.items() if used.tokens]
+    table(_BOOKS, rows)
+    for_programs = json.dumps(json.loads(shown.file.read_bytes()))
+    _put(f"{shown.file.name}, for other programs: {for_programs}", "dim")
+
+
+def _put(text: str, style: str = "", *, indent: int = 3) -> None:
+    """A paragraph: wrapped with its indentation on a terminal, one line when piped."""
+    margin = " " * indent
+    if not is_terminal(sys.stdout):
+        say(margin + text)
+        return
+    width = min(shutil.get_terminal_size().columns, _WIDEST)
+    for line in textwrap.wrap(text, width, initial_indent=margin, subsequent_indent=margin):
+        say(line, style)
