@@ -39,9 +39,9 @@ def flips(decision: Decision) -> list[Flip]:
         if slope == 0:
             continue
         weight = (_fixed(best) - _fixed(other)) / slope
-        if used < weight <= MAX_WEIGHT and (above is None or weight < above.weight):
+        if used < weight < MAX_WEIGHT and (above is None or weight < above.weight):
             above = Flip(weight, other.spec.name)
-        elif 0 <= weight < used and (below is None or weight > below.weight):
+        elif 0 < weight < used and (below is None or weight > below.weight):
             below = Flip(weight, other.spec.name)
     return [f for f in (below, above) if f is not None]
 

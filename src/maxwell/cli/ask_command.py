@@ -180,7 +180,7 @@ class _Printer:
     def add(self, text: str) -> None:
         if not text:
             return
-        sys.stdout.write(text)
+        sys.stdout.write(visible(text) if self._for_people else text)
         sys.stdout.flush()
         self._last = text[-1]
 

@@ -52,7 +52,7 @@ _INTRO = (
 )
 _NEXT = (
     ("maxwell up your-model.gguf --add", "serve a model of your own and declare it"),
-    ("maxwell list", "see how everything in your registry stands"),
+    ("maxwell list", "see how all your models stand"),
     ('maxwell ask "Why is the sky blue?"', "ask the best one"),
     ("docs/specification.md", "what a registry may hold"),
 )
@@ -154,9 +154,8 @@ def _show(shown: Shown, step: int) -> None:
 def _show_choice(shown: Chosen) -> None:
     decision = shown.decision
     _put(why_chosen(decision), "green")
-    if decision.by == "score" and decision.chosen is not None:
-        _put(_terms(decision.chosen, decision.request.needs.time_cost_weight))
-    if decision.by == "score" and len(decision.ranked) > 1:
+    if shown.scores:
+        _put(_terms(decision.ranked[0], decision.request.needs.time_cost_weight))
         others = (f"{other.spec.name} {other.score:.2f}" for other in decision.ranked[1:])
         _put(f"The others score less: {', '.join(others)}.")
     for no in decision.rejected if shown.skipped else ():
@@ -207,5 +206,12 @@ def _put(text: str, style: str = "", *, indent: int = 3) -> None:
         say(margin + text)
         return
     width = min(shutil.get_terminal_size().columns, _WIDEST)
-    for line in textwrap.wrap(text, width, initial_indent=margin, subsequent_indent=margin):
+    for line in textwrap.wrap(
+        text,
+        width,
+        initial_indent=margin,
+        subsequent_indent=margin,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ):
         say(line, style)

@@ -217,9 +217,16 @@ class Note(Struct, frozen=True):
 
 
 class Chosen(Struct, frozen=True):
-    """An LLM was chosen; `skipped`: those that could not be are worth a look."""
+    """An LLM was chosen.
+
+    Attributes:
+        decision: Who, and who else.
+        scores: The scores are worth a look.
+        skipped: Those that could not be chosen are worth a look.
+    """
 
     decision: Decision
+    scores: bool = False
     skipped: bool = False
 
 
@@ -290,10 +297,10 @@ class _Shell:
         else:
             raise RuntimeError(f"no error came of {code!r}")
 
-    def choose(self, code: str, *, skipped: bool = False) -> Iterator[Shown]:
+    def choose(self, code: str, *, scores: bool = False, skipped: bool = False) -> Iterator[Shown]:
         """Run code that gets an LLM as `lm`."""
         yield from self.run(code)
-        yield Chosen(self.names["lm"].decision, skipped)
+        yield Chosen(self.names["lm"].decision, scores, skipped)
 
     def reply(self, code: str) -> Iterator[Shown]:
         """Run code that gets a reply as `done`."""
@@ -305,6 +312,11 @@ def _look(shell: _Shell) -> Iterator[Shown]:
     yield Heading("The registry: every model you can reach, in one file")
     yield from shell.run("standing = pool.health()")
     yield Standing(shell.names["standing"])
+    yield Note(
+        "The speeds were measured just now. paid-fast has a price, free-medium is tagged for coding, free-slow "
+        f"reasons (so its entry says) and has the largest context. {DEAD} would be the fastest, but nothing "
+        "listens at its address."
+    )
 
 
 def _default(shell: _Shell) -> Iterator[Shown]:
@@ -324,13 +336,13 @@ def _routed(shell: _Shell) -> Iterator[Shown]:
     yield Heading("By prompt: the best score, and what a second is worth to you")
     yield from shell.run('question = "Why is the sky blue?"')
     yield Note("A person waits, so a second is worth 10 mills (1 mill = $0.001).")
-    yield from shell.choose("lm = get_lm(prompt=question, time_cost_weight=10)")
+    yield from shell.choose("lm = get_lm(prompt=question, time_cost_weight=10)", scores=True)
     yield from shell.reply("done = lm.chat(messages, max_tokens=40)")
     yield Note("A batch runs overnight, so a second is worth 0.1 mills.")
-    yield from shell.choose("lm = get_lm(prompt=question, time_cost_weight=0.1)")
+    yield from shell.choose("lm = get_lm(prompt=question, time_cost_weight=0.1)", scores=True)
     yield from shell.reply("done = lm.chat(messages, max_tokens=40)")
     yield Note("A long document goes where it fits.")
-    yield from shell.run('document = "the people of the city could find no water by day. " * 350')
+    yield from shell.run('document = "some people look about all day but see one come out. " * 350')
     yield from shell.choose("lm = get_lm(prompt=document)", skipped=True)
 
 
@@ -359,13 +371,15 @@ def _explained(shell: _Shell) -> Iterator[Shown]:
 def _killed(shell: _Shell) -> Iterator[Shown]:
     yield Heading("The chosen server is killed in the middle of its reply")
     yield from shell.choose("lm = get_lm(prompt=question, time_cost_weight=0.1)")
-    yield Note("(a) Text had come. The stream ends in an error that holds it, never as if it were whole.")
+    yield Note("(a) Text has come: the stream ends in an error that holds it, never as if it were whole.")
     yield from shell.fail(
         "for count, piece in enumerate(lm.stream(question, max_tokens=1500)):\n"
         "    if count == 30:\n"
         "        kill(lm.name)  # SIGKILL"
     )
-    yield Note("(b) No text has come. The same lm still points at the dead server, and the next best takes over.")
+    yield Note(
+        "(b) No text has come yet: the same lm still points at the dead server, and the next best takes over."
+    )
     yield from shell.reply("done = lm.chat(messages, max_tokens=40)")
     yield Note("From now on every process of yours knows that it is down.")
     yield from shell.choose("lm = get_lm(prompt=question, time_cost_weight=0.1)", skipped=True)
@@ -375,4 +389,5 @@ def _booked(shell: _Shell) -> Iterator[Shown]:
     yield Heading("The books: what was used today, the broken reply included")
     yield from shell.run("used = pool.usage()")
     shell.stage.pool.close()  # writes everything down; the file may otherwise be a second behind
+    yield Note("The killed server could not tell what it had used: that part is an estimate, never zero.")
     yield Booked(shell.names["used"], shell.stage.home / "llm_usage.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -62,7 +63,7 @@ def locate(explicit: Path | str | None, *, cwd: Path, home: Path, environ: Mappi
         environ: The environment; `MAXWELL_REGISTRY` and `MAXWELL_HOME` are read.
 
     Raises:
-        RegistryError: There is none, or a file that was named does not exist.
+        RegistryError: There is none, a named file does not exist, or another user's file is in the way.
     """
     if explicit is not None:
         path = _named(str(explicit), "the registry argument (--registry or registry=)", cwd, home)
@@ -75,6 +76,7 @@ def locate(explicit: Path | str | None, *, cwd: Path, home: Path, environ: Mappi
     for path in _project_files(cwd.resolve(), home.resolve(), own.resolve()):
         looked.append(path)
         if _stands(path):
+            _check_owner(path)
             return Located(path, project=True, source="project", looked=tuple(looked))
     looked.append(own)
     if _stands(own):
@@ -91,6 +93,19 @@ def _project_files(cwd: Path, home: Path, own: Path) -> Iterator[Path]:
         yield path
         if (directory / ".git").exists():
             return
+
+
+def _check_owner(path: Path) -> None:
+    """Refuse a file that another user laid into a directory above: it would send prompts to their hosts."""
+    if not hasattr(os, "getuid") or os.getuid() == 0:
+        return
+    with contextlib.suppress(
+        OSError
+    ):  # one that cannot be looked at cannot be read either, and says so there
+        owner = path.stat().st_uid
+        if owner not in (os.getuid(), 0):
+            message = f"belongs to another user (number {owner}); name it with --registry if you mean it"
+            raise RegistryError(str(path), [Problem("", message)])
 
 
 def _named(name: str, who: str, cwd: Path, home: Path) -> Path:

@@ -1,0 +1,431 @@
+"""Every way a server can misbehave, met by every way to call: what the caller sees, and what is left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from calling import CHAT, MODES, Calls, assert_idle, assert_no_threads, chats, entry
+
+from maxwell.errors import (
+    BackendError,
+    CallTimeout,
+    ConnectError,
+    DecodeError,
+    NoEligibleLM,
+    StatusError,
+    StreamBroken,
+)
+from maxwell.testing import FakeServer, faults
+from maxwell.testing.fixtures import FakeServers
+from maxwell.types import BackendName, Usage
+
+NEVER = float("inf")
+TEXT = "One two three four five six seven eight nine ten."
+OTHER = "From the second one."
+PATIENCE = 0.4  # seconds that the first entry may take: its fault may be silence
+
+# fault, kind, error: nothing of a reply has come when these act.
+BEFORE: dict[str, tuple[faults.Fault, str, type[BackendError]]] = {
+    "loading": (faults.Loading(), "loading", StatusError),
+    "rate limited": (faults.RateLimited(retry_after=2), "rate_limited", StatusError),
+    "quota": (faults.QuotaExhausted(), "quota", StatusError),
+    "unauthorized": (faults.Unauthorized(), "auth", StatusError),
+    "model missing": (faults.ModelMissing(), "model_missing", StatusError),
+    "status 408": (faults.Status(408), "timeout", StatusError),
+    "status 500": (faults.ServerError(500), "server_error", StatusError),
+    "status 502": (faults.ServerError(502), "server_error", StatusError),
+    "status 503": (faults.ServerError(503), "overloaded", StatusError),
+    "status 504": (faults.ServerError(504), "timeout", StatusError),
+    "status 529": (faults.ServerError(529), "overloaded", StatusError),
+    "context overflow": (faults.ContextOverflow(), "context_overflow", StatusError),
+    "reset": (faults.Reset(), "server_error", ConnectError),
+    "no head": (faults.SlowFirstByte(NEVER), "timeout", CallTimeout),
+    "empty body": (faults.EmptyBody(), "bad_reply", DecodeError),
+    "web page": (faults.Garbage(), "bad_reply", DecodeError),
+    "cut at once": (faults.Cut(), "server_error", ConnectError),
+    "silent at once": (faults.Silence(), "timeout", CallTimeout),
+    "bad chunk first": (faults.BadChunk(), "bad_reply", DecodeError),
+    "error frame first": (faults.ErrorFrame(), "server_error", StatusError),
+    "closed at once": (faults.CloseEarly(), "bad_reply", DecodeError),
+    "done at once": (faults.CloseEarly(done=True), "bad_reply", DecodeError),
+}
+# The request is at fault: nobody else is asked.
+FINAL: dict[str, tuple[faults.Fault, str]] = {
+    "status 400": (faults.Status(400), "bad_request"),
+    "status 422": (faults.Status(422), "bad_request"),
+    "content policy": (
+        faults.Status(400, {"error": {"message": "no", "code": "content_policy_violation"}}),
+        "content_policy",
+    ),
+}
+# These act when three tokens have been sent.
+AFTER: dict[str, faults.Fault] = {
+    "cut": faults.Cut(3),
+    "silence": faults.Silence(3),
+    "bad chunk": faults.BadChunk(3),
+    "error frame": faults.ErrorFrame(3),
+    "overloaded frame": faults.ErrorFrame(3, code=503, message="overloaded"),
+    "closed early": faults.CloseEarly(3),
+    "done early": faults.CloseEarly(3, done=True),
+}
+BENIGN: dict[str, faults.Fault] = {
+    "crlf": faults.CRLF(),
+    "keep-alive comments": faults.KeepAliveComments(),
+    "no done": faults.NoDone(),
+    "no usage": faults.NoUsage(),
+    "slow tokens": faults.SlowTokens(0.002),
+    "late head": faults.SlowFirstByte(0.02),
+    "ignored constraints": faults.IgnoreConstraints(),
+}
+
+Make = Callable[..., tuple[Calls, FakeServer, FakeServer]]
+
+
+@pytest.fixture
+def make(fake_server: FakeServers, tmp_path: Path) -> Make:
+    def world(dialect: BackendName = "llamacpp", *, alone: bool = False, **options: Any) -> Any:
+        first = fake_server(dialect, reply=TEXT, **options)
+        second = fake_server(dialect, reply=OTHER, context=8192)
+        entries = [entry(first, "first", 500, timeout_seconds=PATIENCE), entry(second, "second")]
+        return Calls(tmp_path, *entries[: 1 if alone else 2]), first, second
+
+    return world
+
+
+def assert_left_clean(calls: Calls, *servers: FakeServer) -> None:
+    assert_idle(*servers)
+    assert_no_threads()
+    for spec in calls.registry.llms:
+        assert calls.used(spec.name).held_tokens == 0
+
+
+def test_every_fault_is_in_the_matrix() -> None:
+    tried = {type(row[0]) for row in (*BEFORE.values(), *FINAL.values())}
+    tried |= {type(fault) for fault in (*AFTER.values(), *BENIGN.values())}
+    bases = {faults.Fault, faults.Answer}
+    known = {k for k in vars(faults).values() if isinstance(k, type) and issubclass(k, faults.Fault)} - bases
+    assert tried == known
+
+
+# --- before the first content
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fault", BEFORE)
+def test_a_failure_before_content_is_another_ones_chance(make: Make, mode: str, fault: str) -> None:
+    calls, first, second = make()
+    first.fail(BEFORE[fault][0], times=None)
+    got = calls.ask(mode)
+    assert got.text == OTHER
+    if got.completion is not None:
+        assert (got.completion.llm, got.completion.attempts) == ("second", ["first", "second"])
+        assert got.completion.usage == Usage(
+            second.usage.prompt_tokens, second.usage.completion_tokens, got.completion.usage.cached_tokens
+        )
+    assert len(chats(second)) == 1
+    assert calls.used("second").tokens == second.usage.total_tokens
+    assert_left_clean(calls, first, second)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fault", BEFORE)
+def test_a_failure_with_no_alternative_is_typed(make: Make, mode: str, fault: str) -> None:
+    calls, first, _ = make(alone=True)
+    fail, kind, error = BEFORE[fault]
+    first.fail(fail, times=None)
+    with pytest.raises(error) as caught:
+        calls.ask(mode)
+    assert not isinstance(caught.value, StreamBroken)
+    assert (caught.value.llm, caught.value.kind) == ("first", kind)
+    assert str(caught.value).startswith("first: ")
+    assert calls.pieces == []
+    assert_left_clean(calls, first)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fault", BEFORE)
+def test_a_pinned_llm_is_never_replaced(make: Make, mode: str, fault: str) -> None:
+    calls, first, second = make()
+    first.fail(BEFORE[fault][0], times=None)
+    with pytest.raises(BackendError) as caught:
+        calls.ask(mode, name="first")
+    assert caught.value.kind == BEFORE[fault][1]
+    assert chats(second) == []
+    assert_left_clean(calls, first, second)
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "openai"])
+@pytest.mark.parametrize("fault", BEFORE)
+def test_every_dialect_fails_over(make: Make, dialect: BackendName, fault: str) -> None:
+    calls, first, second = make(dialect)
+    first.fail(BEFORE[fault][0], times=None)
+    got = calls.ask("chat")
+    assert got.completion is not None
+    assert (got.text, got.completion.attempts) == (OTHER, ["first", "second"])
+    assert_left_clean(calls, first, second)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fault", FINAL)
+def test_a_wrong_request_goes_nowhere_else(make: Make, mode: str, fault: str) -> None:
+    calls, first, second = make()
+    fail, kind = FINAL[fault]
+    first.fail(fail, times=None)
+    with pytest.raises(StatusError) as caught:
+        calls.ask(mode)
+    assert caught.value.kind == kind
+    assert chats(second) == []
+    assert_left_clean(calls, first, second)
+
+
+ACCEPTED = ("cut at once", "silent at once", "bad chunk first", "error frame first", "closed at once")
+
+
+@pytest.mark.parametrize("fault", ACCEPTED)
+def test_a_prompt_that_was_read_is_booked_whatever_becomes_of_it(make: Make, fault: str) -> None:
+    calls, first, _ = make(alone=True)
+    first.fail(BEFORE[fault][0])
+    with pytest.raises(BackendError):
+        calls.ask("generate", "A prompt of some length, which the server reads before it fails. " * 10)
+    assert first.usage.prompt_tokens > 0
+    assert calls.used("first").tokens > 0
+
+
+REFUSED = ("loading", "rate limited", "unauthorized", "status 500", "context overflow")
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_a_refusal_costs_nothing(make: Make, fault: str) -> None:
+    calls, first, _ = make(alone=True)
+    first.fail(BEFORE[fault][0])
+    with pytest.raises(BackendError):
+        calls.ask("generate")
+    assert calls.used("first").tokens == first.usage.total_tokens == 0
+
+
+@pytest.mark.parametrize("fault", ["bad chunk first", "error frame first"])
+def test_a_failed_attempt_is_cut_before_the_next_one_begins(
+    fake_server: FakeServers, tmp_path: Path, fault: str
+) -> None:
+    # The first server goes on generating for 50 s unless it is told to stop.
+    first = fake_server(reply=["x "] * 1000, tokens_per_sec=20)
+    second = fake_server(reply=["y "] * 1000, tokens_per_sec=20)
+    first.fail(BEFORE[fault][0])
+    calls = Calls(tmp_path, entry(first, "first", 500), entry(second, "second"))
+    with calls.pool() as pool, pool.get_lm().stream("Hello") as stream:
+        assert next(stream) == "y "
+        assert chats(first)[0].finished.wait(1.0), "the first server still generates for nobody"
+
+
+# --- after it
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("alone", [False, True], ids=["alternative", "alone"])
+@pytest.mark.parametrize("fault", AFTER)
+def test_a_failure_after_content_is_told_with_what_had_come(
+    make: Make, mode: str, alone: bool, fault: str
+) -> None:
+    calls, first, second = make(alone=alone)
+    first.fail(AFTER[fault], times=None)
+    with pytest.raises(StreamBroken) as caught:
+        calls.ask(mode)
+    error, partial = caught.value, caught.value.partial
+    assert partial.text == TEXT[:12]
+    if mode.endswith("stream"):
+        assert "".join(calls.pieces) == TEXT[:12]
+    assert (error.llm, error.kind, partial.finish_reason) == ("first", "broken_stream", "error")
+    assert (partial.llm, partial.attempts) == ("first", ["first"])
+    assert partial.usage.estimated
+    assert partial.usage.prompt_tokens > 0
+    assert partial.usage.completion_tokens >= 3
+    assert calls.used("first").tokens == partial.usage.total_tokens
+    assert len(chats(first)) == 1
+    assert chats(second) == []
+    assert_left_clean(calls, first, second)
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "openai"])
+@pytest.mark.parametrize("fault", AFTER)
+def test_every_dialect_tells_of_a_broken_stream(make: Make, dialect: BackendName, fault: str) -> None:
+    calls, first, second = make(dialect)
+    first.fail(AFTER[fault], times=None)
+    with pytest.raises(StreamBroken) as caught:
+        calls.ask("stream")
+    assert caught.value.partial.text == "".join(calls.pieces) == TEXT[:12]
+    assert calls.used("first").tokens == caught.value.partial.usage.total_tokens > 0
+    assert chats(second) == []
+    assert_left_clean(calls, first, second)
+
+
+def test_a_broken_stream_after_a_failover_names_all_that_were_tried(make: Make) -> None:
+    calls, first, second = make()
+    first.fail(faults.ServerError())
+    second.fail(faults.Cut(2))
+    with pytest.raises(StreamBroken) as caught:
+        calls.ask("stream")
+    assert (caught.value.llm, caught.value.partial.text) == ("second", OTHER[:8])
+    assert caught.value.partial.attempts == ["first", "second"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_break_after_reasoning_alone_is_no_silent_restart(make: Make, mode: str) -> None:
+    calls, first, second = make(reasoning="Let me think about it for a while.")
+    first.fail(faults.Cut(4))
+    with pytest.raises(StreamBroken) as caught:
+        calls.ask(mode)
+    assert (caught.value.partial.text, caught.value.partial.reasoning) == ("", "Let me think abo")
+    assert caught.value.partial.usage.completion_tokens >= 4
+    assert chats(second) == []
+    assert_left_clean(calls, first, second)
+
+
+# --- harmless ones
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("alone", [False, True], ids=["alternative", "alone"])
+@pytest.mark.parametrize("fault", BENIGN)
+def test_an_oddity_does_no_harm(make: Make, mode: str, alone: bool, fault: str) -> None:
+    calls, first, second = make(alone=alone)
+    first.fail(BENIGN[fault], times=None)
+    got = calls.ask(mode)
+    assert got.text == TEXT
+    used = calls.used("first").tokens
+    if fault == "no usage":
+        assert used >= first.usage.completion_tokens > 0
+    else:
+        assert used == first.usage.total_tokens
+    if got.completion is not None:
+        assert (got.completion.finish_reason, got.completion.attempts) == ("stop", ["first"])
+        assert got.completion.usage.estimated == (fault == "no usage")
+        assert got.completion.usage.total_tokens == used
+    assert chats(second) == []
+    assert_left_clean(calls, first, second)
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "openai"])
+@pytest.mark.parametrize("fault", BENIGN)
+def test_an_oddity_does_no_harm_in_any_dialect(make: Make, dialect: BackendName, fault: str) -> None:
+    calls, first, _ = make(dialect, alone=True)
+    first.fail(BENIGN[fault])
+    got = calls.ask("stream")
+    assert got.completion is not None
+    assert (got.text, got.completion.finish_reason) == (TEXT, "stop")
+    assert got.completion.usage.estimated == (fault == "no usage")
+    assert got.completion.usage.prompt_tokens > 0
+    assert got.completion.usage.completion_tokens > 0
+    assert_left_clean(calls, first)
+
+
+# --- several at once
+
+
+def test_no_more_than_three_are_tried(fake_server: FakeServers, tmp_path: Path) -> None:
+    servers = [fake_server() for _ in range(5)]
+    for server in servers:
+        server.fail(faults.ServerError(), times=None)
+    calls = Calls(tmp_path, *(entry(s, f"llm-{i}", 500 - i) for i, s in enumerate(servers)))
+    with pytest.raises(Exception, match="llm-0.*llm-1.*llm-2") as caught:
+        calls.ask("generate")
+    assert [a.llm for a in caught.value.attempts] == ["llm-0", "llm-1", "llm-2"]  # type: ignore[attr-defined]
+    assert sum(len(chats(s)) for s in servers) == 3
+    assert_left_clean(calls, *servers)
+
+
+def test_attempts_go_to_distinct_servers_while_there_are_others(
+    fake_server: FakeServers, tmp_path: Path
+) -> None:
+    sick, well = fake_server(), fake_server(reply=OTHER)
+    sick.fail(faults.ServerError(), times=None)
+    entries = [entry(sick, f"same-{i}", 500 - i) for i in range(3)]
+    calls = Calls(tmp_path, *entries, entry(well, "well"))
+    got = calls.ask("chat")
+    assert got.completion is not None
+    assert got.completion.attempts == ["same-0", "well"]
+
+
+def test_an_overflow_looks_for_a_larger_context_only(fake_server: FakeServers, tmp_path: Path) -> None:
+    small, tiny, large = fake_server(context=2048), fake_server(context=512), fake_server(context=8192)
+    calls = Calls(tmp_path, entry(small, "small", 500), entry(tiny, "tiny", 400), entry(large, "large", 10))
+    got = calls.ask("chat", "word " * 2000, max_tokens=16)
+    assert got.completion is not None
+    assert got.completion.attempts == ["small", "large"]
+    assert chats(tiny) == []
+
+
+def test_another_failure_does_not_make_an_overflow_forgotten(
+    fake_server: FakeServers, tmp_path: Path
+) -> None:
+    small, sick, tiny, large = (fake_server(context=n) for n in (2048, 4096, 1024, 8192))
+    sick.fail(faults.ServerError(), times=None)
+    calls = Calls(
+        tmp_path,
+        entry(small, "small", 500),
+        entry(sick, "sick", 400),
+        entry(tiny, "tiny", 300),
+        entry(large, "large", 10),
+    )
+    got = calls.ask("chat", "word " * 2000, max_tokens=16)
+    assert got.completion is not None
+    assert got.completion.attempts == ["small", "sick", "large"]
+
+
+def test_a_hop_goes_only_where_the_prompt_fits(fake_server: FakeServers, tmp_path: Path) -> None:
+    # Nothing was said of the prompt when choosing; now it is known, and the quick one cannot hold it.
+    sick, tiny, large = fake_server(context=8192), fake_server(context=512), fake_server(context=8192)
+    sick.fail(faults.ServerError(), times=None)
+    calls = Calls(tmp_path, entry(sick, "sick", 500), entry(tiny, "tiny", 400), entry(large, "large", 10))
+    got = calls.ask("chat", "word " * 2000, max_tokens=16)
+    assert got.completion is not None
+    assert got.completion.attempts == ["sick", "large"]
+
+
+def test_a_hop_goes_only_where_images_are_seen(fake_server: FakeServers, tmp_path: Path) -> None:
+    sick, blind, seeing = fake_server(vision=True), fake_server(), fake_server(vision=True, reply="A cat.")
+    sick.fail(faults.ServerError(), times=None)
+    calls = Calls(tmp_path, entry(sick, "sick", 500), entry(blind, "blind", 400), entry(seeing, "seeing", 10))
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    content = [{"type": "text", "text": "What is this?"}, picture]
+    with calls.pool() as pool:
+        done = pool.get_lm().chat([{"role": "user", "content": content}])
+    assert (done.text, done.attempts) == ("A cat.", ["sick", "seeing"])
+    assert chats(blind) == []
+
+
+def test_a_hop_goes_only_where_the_wanted_reply_can_be_given(
+    fake_server: FakeServers, tmp_path: Path
+) -> None:
+    sick, terse, able = (fake_server(reply=["x "] * 300) for _ in range(3))
+    sick.fail(faults.ServerError(), times=None)
+    calls = Calls(
+        tmp_path,
+        entry(sick, "sick", 500),
+        entry(terse, "terse", 400, capabilities={"max_tokens": 16}),
+        entry(able, "able", 10),
+    )
+    got = calls.ask("chat", max_tokens=300)
+    assert got.completion is not None
+    assert (got.completion.attempts, got.completion.finish_reason) == (["sick", "able"], "stop")
+
+
+def test_over_budget_entries_are_passed_over_at_the_call(fake_server: FakeServers, tmp_path: Path) -> None:
+    poor, rich = fake_server(), fake_server(reply=OTHER)
+    calls = Calls(tmp_path, entry(poor, "poor", 500, daily_budget_tokens=100), entry(rich, "rich"))
+    got = calls.ask("chat", "x" * 400, max_tokens=50)
+    assert got.completion is not None
+    assert (got.completion.llm, got.completion.attempts) == ("rich", ["poor", "rich"])
+    assert chats(poor) == []
+    assert_left_clean(calls, poor, rich)
+
+
+def test_nothing_is_asked_of_a_server_that_is_all_refusals(make: Make) -> None:
+    calls, first, second = make()
+    first.set_state("loading")
+    second.set_state("loading")
+    with pytest.raises(NoEligibleLM):
+        calls.ask("generate")
+    assert first.requests_to(CHAT) == second.requests_to(CHAT) == []
