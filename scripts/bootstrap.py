@@ -59,7 +59,8 @@ def update() -> None:
     if done == stamp.split():
         return
     began = time.monotonic()
-    STAMP.unlink() if STAMP.exists() else None
+    with contextlib.suppress(FileNotFoundError):
+        STAMP.unlink()
     if done[:1] != [locked]:
         make_venv()
         install_locked()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -17,6 +18,8 @@ from maxwell.types import Completion, Message
 
 if TYPE_CHECKING:
     from maxwell.calls.transport import AsyncTransport, SyncTransport
+
+log = logging.getLogger("maxwell")
 
 
 class TextStream(Iterator[str]):
@@ -122,6 +125,12 @@ class _ChosenLLM:
         rest: dict[str, Any] = dict(options)
         return self._chat_flow(prompt_messages(prompt, rest.pop("system_prompt", None)), rest, stream=stream)
 
+    @staticmethod
+    def _whole_text(done: Completion, options: PromptOptions) -> str:
+        if done.finish_reason == "length" and options.get("max_tokens") is None:
+            log.warning("%s: the reply was cut off after %d tokens", done.llm, done.usage.completion_tokens)
+        return done.text
+
     def _chat_flow(self, messages: list[Message], options: Any, *, stream: bool = False) -> Flow[Completion]:
         call = Call(
             chat=chat_call(messages, options),
@@ -152,7 +161,8 @@ class LLM(_ChosenLLM):
             BudgetExceeded: The daily budget has no room for the call.
             TypeError, ValueError: The prompt is empty or an option is wrong.
         """
-        return sync_driver.run(self._prompt_flow(prompt, options, stream=False), self._transport).text
+        flow = self._prompt_flow(prompt, options, stream=False)
+        return self._whole_text(sync_driver.run(flow, self._transport), options)
 
     def chat(self, messages: list[Message], **options: Unpack[ChatOptions]) -> Completion:
         """The reply to a conversation, with usage, cost and timings. Raises as `generate` does."""
@@ -182,7 +192,7 @@ class AsyncLLM(_ChosenLLM):
         from maxwell.calls import async_driver
 
         flow = self._prompt_flow(prompt, options, stream=False)
-        return (await async_driver.run(flow, self._transport)).text
+        return self._whole_text(await async_driver.run(flow, self._transport), options)
 
     async def chat(self, messages: list[Message], **options: Unpack[ChatOptions]) -> Completion:
         """The reply to a conversation. See `LLM.chat`."""

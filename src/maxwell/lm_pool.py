@@ -82,6 +82,10 @@ class _Pool:
         """The declared embeddings, in registry order."""
         return self._state.registry.embeddings
 
+    def is_outdated(self) -> bool:
+        """Whether the environment's keys, or the user's trust in the registry, may have changed since."""
+        return self._state.keys_changed() or not self.registry.trusted
+
     def usage(self) -> dict[str, Used]:
         """What each entry used today, by name. Raises `LedgerError`."""
         books = self._state.ledger.used(self._state.today())
@@ -234,7 +238,7 @@ def _pool_of(cls: Any, registry: Path | str | None) -> Any:
     stamp = (seen.st_mtime_ns, seen.st_size)
     key = (cls, located.path, maxwell_home(os.environ))
     known = _pools.get(key)
-    if known is None or known[0] != stamp:
+    if known is None or known[0] != stamp or known[1].is_outdated():
         known = (stamp, cls(load(located)))
         _pools[key] = known
     return known[1]

@@ -14,6 +14,14 @@ from command_line import MAXWELL
 from maxwell.cli.app import cli
 
 Run = Callable[..., Result]
+_LOOKS = ("COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR", "PYTHONUNBUFFERED", "TTY_COMPATIBLE")
+
+
+@pytest.fixture(autouse=True)
+def usual_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in the environment changes how output looks or when it is written."""
+    for name in _LOOKS:
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -200,3 +201,14 @@ def test_closed_streams_are_no_error(
     write_registry(fake_server().llm_entry("tiny"))
     command = f"exec {MAXWELL[0]} -m maxwell ask hi <&- >&- 2>&-"
     assert subprocess.run(["/bin/sh", "-c", command], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["ask", "embed", "list", "explain", "check"])
+def test_the_documentation_names_every_option(run: Run, name: str) -> None:
+    documented = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    options = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", run(name, "-h").stdout.split("Example")[0]))
+    assert "--registry" in options
+    missing = {
+        option for option in options if f"`{option}" not in documented and f"{option}`" not in documented
+    }
+    assert missing <= {"-h", "--help"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import gzip
 import itertools
 import os
 import queue
@@ -219,6 +220,7 @@ def test_cancelling_the_wait_for_bytes_closes_upstream_at_once(caller: Caller) -
 
 def test_cancelling_while_the_request_is_still_being_sent_closes_upstream_at_once(caller: Caller) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(SOON)
         request = post(f"http://127.0.0.1:{listening.getsockname()[1]}", bytes(64 << 20))
         begun = threading.Event()
         received: queue.Queue[tuple[int, float]] = queue.Queue()
@@ -238,7 +240,7 @@ def test_cancelling_while_the_request_is_still_being_sent_closes_upstream_at_onc
                 received.put((size, time.monotonic()))
 
         ended = threading.Event()
-        thread = threading.Thread(target=take_a_little)
+        thread = threading.Thread(target=take_a_little, daemon=True)
         thread.start()
         interrupt(lambda: caller.send(request), begun)
         cancelled = time.monotonic()
@@ -379,11 +381,20 @@ def test_connections_closed_while_idle_are_replaced_unseen(caller: Caller) -> No
 
 
 def test_the_second_try_does_not_take_another_stale_connection(caller: Caller) -> None:
-    with serving(serve_once_then(lambda peer: None)) as server:
+    everyone = threading.Barrier(5)
+
+    def together(peer: Peer, heard: Heard) -> None:
+        peer.send(CHUNKED)
+        everyone.wait(SOON)
+        peer.send(LAST_CHUNK)
+
+    with serving(together) as server:
         calls = [caller.send(post(server.url)) for _ in range(4)]
-        assert [read_all(call) for call in calls] == [b"ok"] * 4
+        everyone.wait(SOON)
+        assert [read_all(call) for call in calls] == [b""] * 4
+        server.handler = lambda peer, heard: answer_ok(peer, heard) if peer.number == 5 else False
         assert ask(caller, server.url) == b"ok"
-        assert server.accepted == 5
+        assert (server.accepted, len(server.heard)) == (5, 6)
 
 
 def test_a_new_connection_that_breaks_is_not_tried_again(caller: Caller) -> None:
@@ -533,6 +544,12 @@ def test_redirects_are_not_followed(caller: Caller) -> None:
             assert (call.status, call.headers["location"]) == (307, elsewhere.url)
             assert read_all(call) == b""
         assert elsewhere.heard == []
+
+
+def test_a_body_comes_as_it_was_sent(caller: Caller) -> None:
+    packed = gzip.compress(EVENT)
+    with serving(lambda peer, heard: peer.send(whole(packed, "Content-Encoding: gzip"))) as server:
+        assert ask(caller, server.url) == packed
 
 
 def test_cookies_are_not_kept(caller: Caller) -> None:

@@ -68,6 +68,11 @@ class Calls:
     def async_pool(self) -> AsyncLLMPool:
         return AsyncLLMPool(self.registry, **self._parts)
 
+    def warm(self) -> None:
+        """Let the state of every server be known."""
+        with self.pool() as pool:
+            assert all(status.state == "up" for status in pool.health())
+
     def used(self, name: str) -> Used:
         with self.pool() as pool:
             return pool.usage()[name]

@@ -17,7 +17,7 @@ from maxwell.health import Endpoint, Health, HealthBook
 from maxwell.ledger import Ledger, Used, budget_day, resets_at, zone
 from maxwell.registry.endpoints import api_key, key_problem, root
 from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Registry, Spec
-from maxwell.scheduler import Candidate, Decision, Request, decide, duration
+from maxwell.scheduler import Candidate, Decision, Reason, Request, decide, duration
 
 
 class Entry:
@@ -81,6 +81,12 @@ class Entry:
         self._seen = health
         return candidate
 
+    def block(self, reason: Reason, words: str) -> None:
+        """Keep this LLM out of the decision at hand; the next `refresh` looks again."""
+        assert self.candidate is not None
+        self.candidate.blocked, self.candidate.detail = reason, words
+        self._seen = self
+
 
 class PoolState:
     """Everything a flow may ask about the pool.
@@ -112,6 +118,16 @@ class PoolState:
         self.embeddings = [Entry(spec, i, registry, environ) for i, spec in enumerate(registry.embeddings)]
         self._by_name = {e.spec.name: e for e in (*self.llms, *self.embeddings)}
         self._budgeted = [e for e in self.llms if has_budget(e.spec)]
+        self._environ = environ
+        self._keys = self._found_keys()
+
+    def keys_changed(self) -> bool:
+        """Whether the environment holds other keys than when this was made."""
+        return self._keys != self._found_keys()
+
+    def _found_keys(self) -> list[str | None]:
+        names = {e.spec.api_key_env or "OPENAI_API_KEY" for e in self._by_name.values()}
+        return [self._environ.get(name) for name in sorted(names)]
 
     def llm(self, name: str) -> Entry:
         """The LLM of that name. Raises `UnknownName`."""
@@ -178,9 +194,7 @@ class PoolState:
         except LedgerError as error:
             # Fail closed: without books nothing with a budget may be called.
             for entry in self._budgeted:
-                assert entry.candidate is not None
-                entry.candidate.blocked, entry.candidate.detail = "budget_unknown", str(error)
-                entry._seen = entry  # the reason must be looked at again next time
+                entry.block("budget_unknown", str(error))
             return
         resets_in = resets_at(now, self.zone).timestamp() - now
         for entry in self._budgeted:

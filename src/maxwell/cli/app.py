@@ -30,7 +30,7 @@ _COMMANDS = {
     "registry": ("registry_commands:registry", "Look at the registry file: which one, what is in it."),
     "trust": ("registry_commands:trust_command", "Let a project's registry use your API keys."),
     "up": ("up_command:up", "Serve a GGUF model on this machine with llama.cpp."),
-    "demo": ("demo_command:demo", "Try Maxwell out with fake servers, nothing installed or paid."),
+    "demo": ("demo_command:demo", "See it work on real llama.cpp servers that this machine plays."),
 }
 
 _EPILOG = """\b

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,6 +15,10 @@ from typing import NoReturn
 
 import click
 
+from maxwell.cli.explain_command import _show as show_decision
+from maxwell.cli.explain_command import _why as why_chosen
+from maxwell.cli.list_command import _show as show_statuses
+from maxwell.cli.render import Column, hint, is_terminal, money, number, plural, say, table
 from maxwell.errors import MaxwellError, StreamBroken
 from maxwell.local.showcase import (
     Booked,
@@ -31,11 +36,6 @@ from maxwell.local.showcase import (
 )
 from maxwell.scheduler import Scored
 from maxwell.types import Completion
-
-from .explain_command import _show as show_decision
-from .explain_command import _why as why_chosen
-from .list_command import _show as show_statuses
-from .render import Column, hint, is_terminal, money, number, plural, say, table
 
 _WIDEST = 100  # columns of prose
 _NOISE = 60  # characters of a reply that are shown
@@ -74,8 +74,8 @@ def demo(keep: bool) -> None:
     say()
     try:
         with _ending_by_signals(), Stage(lambda sentence: _put(sentence, "dim", indent=0)) as stage:
-            for step, shown in _numbered(tour(stage)):
-                _show(shown, step)
+            for shown in tour(stage):
+                _show(shown)
             if keep:
                 _keep(stage)
     except KeyboardInterrupt:
@@ -106,35 +106,26 @@ def _ending_by_signals() -> Iterator[None]:
 def _keep(stage: Stage) -> None:
     """Serve until Ctrl-C, which is then no interruption."""
     stage.revive()
-    say()
-    _put(
-        "The servers go on, the killed one anew. Point maxwell at them in another terminal:", "bold", indent=0
-    )
-    say(f"   export MAXWELL_HOME={stage.home} MAXWELL_REGISTRY={stage.registry}")
-    say("   maxwell list")
-    _put("Ctrl-C stops them.", indent=0)
     try:
-        signal.pause()
+        say()
+        _put("The servers go on, the killed one anew. In another terminal:", "bold", indent=0)
+        say(f"   export MAXWELL_HOME={stage.home}")
+        say(f"   export MAXWELL_REGISTRY={stage.registry}")
+        say("   maxwell list")
+        _put("Ctrl-C stops them.", indent=0)
+        while True:
+            time.sleep(1)
     except KeyboardInterrupt:
         say()
 
 
-def _numbered(things: Iterator[Shown]) -> Iterator[tuple[int, Shown]]:
-    """Each thing with the number of its step."""
-    step = 0
-    for shown in things:
-        step += isinstance(shown, Heading)
-        yield step, shown
-
-
-def _show(shown: Shown, step: int) -> None:
+def _show(shown: Shown) -> None:
     match shown:
-        case Heading(text):
+        case Heading(step, text):
             say()
             say(f"{step}. {text}", "bold")
         case Code(text):
-            for line in text.split("\n"):
-                say(f"   {'...' if line.startswith(' ') else '>>>'} {line}", "cyan")
+            _show_code(text)
         case Note(text):
             _put(text)
         case Chosen():
@@ -149,6 +140,12 @@ def _show(shown: Shown, step: int) -> None:
             show_decision(decision, [])
         case Booked():
             _show_books(shown)
+
+
+def _show_code(text: str) -> None:
+    """Lines as the interpreter shows them."""
+    for line in text.split("\n"):
+        say(f"   {'...' if line.startswith(' ') else '>>>'} {line}", "cyan")
 
 
 def _show_choice(shown: Chosen) -> None:
@@ -171,12 +168,11 @@ def _terms(best: Scored, weight: float) -> str:
 
 
 def _show_reply(done: Completion) -> None:
-    cost = money(done.cost_usd)
-    after = ""
-    if len(done.attempts) > 1:
-        after = f" (done.attempts: {', '.join(done.attempts)})"
     tokens = plural(done.usage.completion_tokens, "token")
-    _put(f"{done.llm} answered{after}: {tokens} in {done.timings.total_seconds:.2f} s for {cost}")
+    took = f"{done.timings.total_seconds:.2f} s"
+    _put(f"{done.llm} answered: {tokens} in {took} for {money(done.cost_usd)}.", "green")
+    if len(done.attempts) > 1:
+        _put(f"done.attempts: {', '.join(done.attempts)}")
     _put(_noise(done.text), "dim")
 
 

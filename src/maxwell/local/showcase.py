@@ -21,12 +21,11 @@ from maxwell.calls.status import Status
 from maxwell.errors import MaxwellError
 from maxwell.ledger import Used
 from maxwell.lm_pool import LLMPool
+from maxwell.local.server import LocalServer, registry_entry
 from maxwell.registry.load import load
 from maxwell.registry.locate import FILE_NAME
 from maxwell.scheduler import Decision
 from maxwell.types import Completion
-
-from .server import LocalServer, registry_entry
 
 
 class Role(Struct, frozen=True, kw_only=True):
@@ -70,7 +69,6 @@ LLMS = (
     ),
 )
 EMBEDDER = Role(name="embedder", model="embedding", fields={"tags": ["default"]})
-DEAD = "switched-off"
 
 
 class Stage:
@@ -113,8 +111,7 @@ class Stage:
 
     def _put_up(self) -> None:
         from maxwell.calls.urllib3_transport import Urllib3Transport
-
-        from .tiny_models import demo_models
+        from maxwell.local.tiny_models import demo_models
 
         self.home = Path(self._undo.enter_context(tempfile.TemporaryDirectory(prefix="maxwell-demo-")))
         self._tell("Writing tiny models with random weights.")
@@ -168,7 +165,7 @@ class Stage:
         held.bind(("127.0.0.1", 0))  # bound and not listening: refused, and nobody else can take it
         speed = 3 * fastest["capabilities"]["speed_tokens_per_sec"]
         return {
-            "name": DEAD,
+            "name": "switched-off",
             "api_base": f"http://127.0.0.1:{held.getsockname()[1]}",
             "model": "tiny-vision",
             "backend": "llamacpp",
@@ -199,8 +196,9 @@ class Stage:
 
 
 class Heading(Struct, frozen=True):
-    """A step begins."""
+    """A step begins; they are numbered from 1."""
 
+    number: int
     text: str
 
 
@@ -276,6 +274,7 @@ class _Shell:
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
+        self.steps = 0
         self.names: dict[str, Any] = {
             "get_lm": stage.pool.get_lm,
             "get_embedding": stage.pool.get_embedding,
@@ -283,10 +282,16 @@ class _Shell:
             "kill": stage.kill,
         }
 
+    def heading(self, text: str) -> Heading:
+        """The next step's heading."""
+        self.steps += 1
+        return Heading(self.steps, text)
+
     def run(self, code: str) -> Iterator[Shown]:
         """Show the code and run it."""
         yield Code(code)
-        exec(code, self.names)  # noqa: S102 - this module's own lines; what is shown must be what runs
+        # Compiled first: Python counts a Ctrl-C inside exec(str) as never handled, and ends by the signal.
+        exec(compile(code, "<demo>", "exec"), self.names)  # noqa: S102 - this module's own lines
 
     def fail(self, code: str) -> Iterator[Shown]:
         """Show the code, run it and show the error that it ends with."""
@@ -309,31 +314,31 @@ class _Shell:
 
 
 def _look(shell: _Shell) -> Iterator[Shown]:
-    yield Heading("The registry: every model you can reach, in one file")
+    yield shell.heading("The registry: every model you can reach, in one file")
     yield from shell.run("standing = pool.health()")
     yield Standing(shell.names["standing"])
     yield Note(
-        "The speeds were measured just now. paid-fast has a price, free-medium is tagged for coding, free-slow "
-        f"reasons (so its entry says) and has the largest context. {DEAD} would be the fastest, but nothing "
-        "listens at its address."
+        "The speeds were measured just now. paid-fast has a price, free-medium is tagged for coding, "
+        "free-slow reasons (so its entry says) and has the largest context. switched-off would be the "
+        "fastest, but nothing listens at its address."
     )
 
 
 def _default(shell: _Shell) -> Iterator[Shown]:
-    yield Heading("The default: the fastest that is up")
+    yield shell.heading("The default: the fastest that is up")
     yield from shell.choose("lm = get_lm()", skipped=True)
     yield from shell.run('messages = [{"role": "user", "content": "Why is the sky blue?"}]')
     yield from shell.reply("done = lm.chat(messages, max_tokens=40)")
 
 
 def _named(shell: _Shell) -> Iterator[Shown]:
-    yield Heading("By name: that one and no other")
-    yield from shell.choose(f'lm = get_lm("{LLMS[2].name}")')
+    yield shell.heading("By name: that one and no other")
+    yield from shell.choose('lm = get_lm("free-slow")')
     yield from shell.reply("done = lm.chat(messages, max_tokens=40)")
 
 
 def _routed(shell: _Shell) -> Iterator[Shown]:
-    yield Heading("By prompt: the best score, and what a second is worth to you")
+    yield shell.heading("By prompt: the best score, and what a second is worth to you")
     yield from shell.run('question = "Why is the sky blue?"')
     yield Note("A person waits, so a second is worth 10 mills (1 mill = $0.001).")
     yield from shell.choose("lm = get_lm(prompt=question, time_cost_weight=10)", scores=True)
@@ -347,7 +352,7 @@ def _routed(shell: _Shell) -> Iterator[Shown]:
 
 
 def _able(shell: _Shell) -> Iterator[Shown]:
-    yield Heading("By capability: what the registry declares")
+    yield shell.heading("By capability: what the registry declares")
     yield from shell.choose("lm = get_lm(reasoning=True, min_context=8000)")
     yield from shell.choose('lm = get_lm(tags=["coding"], min_speed=50)')
     yield Note("Nothing that can do it is up: every entry is named with its reason, and the ways out.")
@@ -355,7 +360,7 @@ def _able(shell: _Shell) -> Iterator[Shown]:
 
 
 def _embedded(shell: _Shell) -> Iterator[Shown]:
-    yield Heading("An embedding, by name or tag")
+    yield shell.heading("An embedding, by name or tag")
     yield from shell.run('embed = get_embedding("default")\nvector = embed.embed("Some text to embed")')
     vector, name = shell.names["vector"], shell.names["embed"].name
     first = ", ".join(f"{x:.3f}" for x in vector[:4])
@@ -363,13 +368,13 @@ def _embedded(shell: _Shell) -> Iterator[Shown]:
 
 
 def _explained(shell: _Shell) -> Iterator[Shown]:
-    yield Heading("Explain: every term of every score, without calling anybody")
+    yield shell.heading("Explain: every term of every score, without calling anybody")
     yield from shell.run("decision = pool.explain(prompt=question, time_cost_weight=0.1)")
     yield Explained(shell.names["decision"])
 
 
 def _killed(shell: _Shell) -> Iterator[Shown]:
-    yield Heading("The chosen server is killed in the middle of its reply")
+    yield shell.heading("The chosen server is killed in the middle of its reply")
     yield from shell.choose("lm = get_lm(prompt=question, time_cost_weight=0.1)")
     yield Note("(a) Text has come: the stream ends in an error that holds it, never as if it were whole.")
     yield from shell.fail(
@@ -386,7 +391,7 @@ def _killed(shell: _Shell) -> Iterator[Shown]:
 
 
 def _booked(shell: _Shell) -> Iterator[Shown]:
-    yield Heading("The books: what was used today, the broken reply included")
+    yield shell.heading("The books: what was used today, the broken reply included")
     yield from shell.run("used = pool.usage()")
     shell.stage.pool.close()  # writes everything down; the file may otherwise be a second behind
     yield Note("The killed server could not tell what it had used: that part is an estimate, never zero.")

@@ -1,0 +1,588 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maxwell.calls import async_driver, sync_driver
+from maxwell.calls.effects import Close, Emit, Flow, Gather, Limits, Pull, Send, Sleep, TransportError
+from maxwell.types import HTTPRequest
+
+LIMITS = Limits()
+Trace = list[str]
+
+
+def to(path: str) -> Send:
+    return Send(HTTPRequest("GET", f"http://fake/{path}", {}), LIMITS)
+
+
+def never() -> bool:
+    return False
+
+
+# --- a scripted transport in two forms: what each path answers, and a trace of what was done
+
+
+class Script:
+    """What the fake servers answer: for each path the pieces of its body, where an exception is raised.
+
+    A path that is missing refuses the connection; an `Event` among the pieces waits for it.
+    """
+
+    def __init__(self, **paths: Sequence[Any]) -> None:
+        self.paths = paths
+        self.trace: Trace = []
+
+    def open(self, request: HTTPRequest) -> list[Any]:
+        path = request.url.rpartition("/")[2]
+        self.trace.append(f"send {path}")
+        if path not in self.paths:
+            raise TransportError("refused", f"no connection to {path}")
+        return [path, *self.paths[path]]
+
+
+class Exchange:
+    """One scripted response; the async form below differs in its `read` alone."""
+
+    status = 200
+    headers: Mapping[str, str] = {}
+
+    def __init__(self, script: Script, request: HTTPRequest) -> None:
+        self.path, *self.pieces = script.open(request)
+        self.trace = script.trace
+
+    def close(self) -> None:
+        self.trace.append(f"close {self.path}")
+
+    def next(self) -> Any:
+        piece = self.pieces.pop(0) if self.pieces else b""
+        if isinstance(piece, BaseException):
+            self.trace.append(f"{type(piece).__name__} {self.path}")
+            raise piece
+        if isinstance(piece, bytes):
+            self.trace.append(f"read {self.path} {piece.decode()}")
+        return piece
+
+
+class SyncExchange(Exchange):
+    def read(self, seconds: float | None = None) -> bytes:
+        piece = self.next()
+        if isinstance(piece, bytes):
+            return piece
+        self.trace.append(f"wait {self.path}")
+        assert piece.wait(20)
+        return b"woken"
+
+
+class AsyncExchange(Exchange):
+    async def read(self, seconds: float | None = None) -> bytes:
+        await asyncio.sleep(0)
+        piece = self.next()
+        if isinstance(piece, bytes):
+            return piece
+        self.trace.append(f"wait {self.path}")
+        while not piece.is_set():
+            await asyncio.sleep(0.001)
+        return b"woken"
+
+
+class SyncTransport:
+    def __init__(self, script: Script) -> None:
+        self.script = script
+
+    def send(self, request: HTTPRequest, limits: Limits) -> SyncExchange:
+        return SyncExchange(self.script, request)
+
+    def close(self) -> None:
+        pass
+
+
+class AsyncTransport:
+    def __init__(self, script: Script) -> None:
+        self.script = script
+
+    async def send(self, request: HTTPRequest, limits: Limits) -> AsyncExchange:
+        await asyncio.sleep(0)
+        return AsyncExchange(self.script, request)
+
+    async def close(self) -> None:
+        pass
+
+
+# --- running a flow by either driver, to the end or up to the n-th thing it emits
+
+Outcome = tuple[list[Any], Any]
+MakeFlow = Callable[[Trace], Flow[Any]]
+Run = Callable[..., Outcome]
+
+
+def ended(work: Callable[[], Any]) -> Any:
+    """The result of `work`, or the error it ended with in comparable form."""
+    try:
+        return work()
+    except BaseException as error:
+        return type(error), str(error)
+
+
+def run_sync(make: MakeFlow, script: Script, leave_after: int | None = None) -> Outcome:
+    emitted: list[Any] = []
+
+    def work() -> Any:
+        steps = sync_driver.iterate(make(script.trace), SyncTransport(script))
+        while True:
+            if leave_after is not None and len(emitted) >= leave_after:
+                steps.close()
+                return "left"
+            try:
+                emitted.append(next(steps))
+            except StopIteration as stop:
+                return stop.value
+
+    return emitted, ended(work)
+
+
+def run_async(make: MakeFlow, script: Script, leave_after: int | None = None) -> Outcome:
+    emitted: list[Any] = []
+
+    async def work() -> Any:
+        results: list[Any] = []
+        steps = async_driver.iterate(make(script.trace), AsyncTransport(script), results)
+        async for value in steps:
+            emitted.append(value)
+            if leave_after is not None and len(emitted) >= leave_after:
+                await steps.aclose()
+                return "left"
+        return results[0]
+
+    return emitted, ended(lambda: asyncio.run(work()))
+
+
+@pytest.fixture(params=["sync", "async"])
+def run(request: pytest.FixtureRequest) -> Run:
+    return run_sync if request.param == "sync" else run_async
+
+
+# --- effects
+
+
+def reading(path: str, trace: Trace) -> Flow[str]:
+    """Read a body to its end, emitting its pieces; the trace tells when the flow is left."""
+    try:
+        exchange = yield to(path)
+        text = b""
+        while piece := (yield Pull(exchange)):
+            yield Emit(piece)
+            text += piece
+        yield Close(exchange)
+        return text.decode()
+    finally:
+        trace.append("settle")
+
+
+def test_a_flow_sends_reads_emits_and_returns(run: Run) -> None:
+    script = Script(a=[b"1", b"2"])
+    assert run(lambda trace: reading("a", trace), script) == ([b"1", b"2"], "12")
+    assert script.trace == ["send a", "read a 1", "read a 2", "read a ", "close a", "settle"]
+
+
+def test_what_a_flow_emits_is_dropped_by_run() -> None:
+    script = Script(a=[b"1"])
+    assert sync_driver.run(reading("a", script.trace), SyncTransport(script)) == "1"
+    assert asyncio.run(async_driver.run(reading("a", script.trace), AsyncTransport(script))) == "1"
+
+
+def test_values_come_out_in_the_order_they_were_emitted(run: Run) -> None:
+    def flow(trace: Trace) -> Flow[int]:
+        for i in range(50):
+            assert (yield Emit(i)) is None
+            if i % 7 == 0:
+                assert (yield Sleep(0)) is None
+        return 50
+
+    assert run(flow, Script()) == (list(range(50)), 50)
+
+
+@pytest.mark.parametrize("value", [None, False, "", [], ValueError("a value, not raised")])
+def test_any_value_may_be_emitted_and_returned(run: Run, value: Any) -> None:
+    def flow(trace: Trace) -> Flow[Any]:
+        yield Emit(value)
+        return value
+
+    assert run(flow, Script()) == ([value], value)
+
+
+def test_a_failed_send_is_raised_in_the_flow_which_may_go_on(run: Run) -> None:
+    def flow(trace: Trace) -> Flow[str]:
+        try:
+            yield to("missing")
+        except TransportError as error:
+            trace.append(f"{error.stage}: {error}")
+        return (yield from reading("b", trace))
+
+    script = Script(b=[b"ok"])
+    assert run(flow, script) == ([b"ok"], "ok")
+    assert script.trace[:3] == ["send missing", "refused: no connection to missing", "send b"]
+
+
+def test_a_failed_read_is_raised_in_the_flow(run: Run) -> None:
+    script = Script(a=[b"1", TransportError("idle", "silence"), b"never"])
+    assert run(lambda trace: reading("a", trace), script) == ([b"1"], (TransportError, "silence"))
+    assert script.trace == ["send a", "read a 1", "TransportError a", "settle", "close a"]
+
+
+def test_an_error_of_the_flow_is_the_callers(run: Run) -> None:
+    def flow(trace: Trace) -> Flow[None]:
+        yield to("a")
+        raise LookupError("mine")
+
+    script = Script(a=[])
+    assert run(flow, script) == ([], (LookupError, "mine"))
+    assert script.trace == ["send a", "close a"]
+
+
+def test_what_is_no_effect_is_told_to_the_flow(run: Run) -> None:
+    def flow(trace: Trace) -> Flow[None]:
+        yield "not an effect"
+
+    assert run(flow, Script()) == ([], (TypeError, "not an effect: 'not an effect'"))
+
+
+def test_an_exchange_left_open_is_cut_at_the_end(run: Run) -> None:
+    def flow(trace: Trace) -> Flow[str]:
+        yield to("a")
+        closed = yield to("b")
+        yield Close(closed)
+        yield to("c")
+        return "done"
+
+    script = Script(a=[], b=[], c=[])
+    assert run(flow, script) == ([], "done")
+    assert script.trace == ["send a", "send b", "close b", "send c", "close a", "close c"]
+
+
+# --- leaving early
+
+
+def test_leaving_settles_the_flow_and_then_cuts_its_exchange(run: Run) -> None:
+    script = Script(a=[b"1", b"2", b"3"])
+    assert run(lambda trace: reading("a", trace), script, leave_after=2) == ([b"1", b"2"], "left")
+    assert script.trace == ["send a", "read a 1", "read a 2", "settle", "close a"]
+
+
+def test_a_flow_that_fails_while_it_settles_still_has_its_exchanges_cut(run: Run) -> None:
+    def flow(trace: Trace) -> Flow[None]:
+        try:
+            yield to("a")
+            yield Emit("x")
+        finally:
+            raise OSError("the disk is full")
+
+    script = Script(a=[])
+    assert run(flow, script, leave_after=1) == (["x"], (OSError, "the disk is full"))
+    assert script.trace == ["send a", "close a"]
+
+
+def test_a_flow_that_yields_while_it_is_left_still_has_its_exchanges_cut(run: Run) -> None:
+    def flow(trace: Trace) -> Flow[None]:
+        try:
+            yield to("a")
+            yield Emit("x")
+        finally:
+            yield Sleep(0)
+
+    script = Script(a=[])
+    emitted, (error, _) = run(flow, script, leave_after=1)
+    assert (emitted, error) == (["x"], RuntimeError)
+    assert script.trace == ["send a", "close a"]
+
+
+def test_an_abandoned_iteration_settles() -> None:
+    script = Script(a=[b"1", b"2"])
+    steps: Generator[Any, None, str] = sync_driver.iterate(reading("a", script.trace), SyncTransport(script))
+    assert next(steps) == b"1"
+    del steps
+    gc.collect()
+    assert script.trace[-2:] == ["settle", "close a"]
+
+
+def test_an_abandoned_async_iteration_settles() -> None:
+    script = Script(a=[b"1", b"2"])
+
+    async def work() -> None:
+        steps = async_driver.iterate(reading("a", script.trace), AsyncTransport(script), [])
+        assert await anext(steps) == b"1"
+        del steps
+        gc.collect()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert script.trace[-2:] == ["settle", "close a"]
+
+    asyncio.run(work())
+
+
+def test_an_interrupt_settles_and_is_not_told_to_the_flow() -> None:
+    def flow(trace: Trace) -> Flow[None]:
+        try:
+            yield from reading("a", trace)
+        except Exception:
+            trace.append("caught")
+            raise
+
+    script = Script(a=[b"1", KeyboardInterrupt()])
+    assert run_sync(flow, script) == ([b"1"], (KeyboardInterrupt, ""))
+    assert script.trace[-3:] == ["KeyboardInterrupt a", "settle", "close a"]
+
+
+@pytest.mark.parametrize("iterated", [True, False])
+def test_a_cancelled_task_settles_at_once(iterated: bool) -> None:
+    script = Script(a=[b"1", threading.Event()])
+
+    async def use() -> None:
+        flow = reading("a", script.trace)
+        if iterated:
+            async for _ in async_driver.iterate(flow, AsyncTransport(script), []):
+                pass
+        else:
+            await async_driver.run(flow, AsyncTransport(script))
+
+    async def work() -> None:
+        task = asyncio.create_task(use())
+        while "wait a" not in script.trace:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert script.trace[-3:] == ["wait a", "settle", "close a"]
+
+    asyncio.run(work())
+
+
+def test_a_flow_never_begun_does_nothing() -> None:
+    script = Script(a=[])
+    sync_driver.iterate(reading("a", script.trace), SyncTransport(script)).close()
+
+    async def work() -> None:
+        await async_driver.iterate(reading("a", script.trace), AsyncTransport(script), []).aclose()
+
+    asyncio.run(work())
+    assert script.trace == []
+
+
+# --- side by side
+
+
+def gathering(
+    make: Callable[[Trace], Sequence[Flow[Any]]],
+    seconds: float = 20.0,
+    enough: Callable[[], bool] = never,
+) -> MakeFlow:
+    def flow(trace: Trace) -> Flow[list[Any]]:
+        found: list[Any] = yield Gather(list(make(trace)), seconds, enough)
+        return found
+
+    return flow
+
+
+def returning(value: Any) -> Flow[Any]:
+    yield Sleep(0)
+    return value
+
+
+def raising(error: Exception) -> Flow[Any]:
+    yield Sleep(0)
+    raise error
+
+
+def waiting(path: str, trace: Trace, done: threading.Event | None = None) -> Flow[str]:
+    """Read one piece, which the script holds back."""
+    try:
+        exchange = yield to(path)
+        yield Pull(exchange)
+        return path
+    finally:
+        trace.append(f"settle {path}")
+        if done is not None:
+            done.set()
+
+
+def test_results_come_in_the_order_of_the_flows(run: Run) -> None:
+    flows = gathering(lambda trace: [returning(i) for i in range(20)])
+    assert run(flows, Script()) == ([], list(range(20)))
+
+
+def test_a_flow_of_more_flows_than_threads_runs_them_all(run: Run) -> None:
+    flows = gathering(lambda trace: [returning(i) for i in range(sync_driver.MOST_THREADS + 40)])
+    assert run(flows, Script()) == ([], list(range(sync_driver.MOST_THREADS + 40)))
+
+
+def test_nothing_to_gather_is_no_wait(run: Run) -> None:
+    assert run(gathering(lambda trace: []), Script()) == ([], [])
+
+
+def test_the_exception_of_a_gathered_flow_is_its_result(run: Run) -> None:
+    error = LookupError("mine")
+    flows = gathering(lambda trace: [returning(1), raising(error), returning(None)])
+    assert run(flows, Script()) == ([], [1, error, None])
+
+
+def test_what_has_not_finished_in_time_is_none_and_goes_on(run: Run) -> None:
+    release, done = threading.Event(), threading.Event()
+    script = Script(slow=[release])
+
+    def flow(trace: Trace) -> Flow[list[Any]]:
+        found: list[Any] = yield Gather([returning("fast"), waiting("slow", trace, done)], 0.3, never)
+        assert "settle slow" not in trace
+        release.set()
+        while not done.is_set():  # it goes on in the background
+            yield Sleep(0.005)
+        return found
+
+    assert run(flow, script) == ([], ["fast", None])
+    assert script.trace.count("settle slow") == 1
+
+
+def test_enough_ends_the_wait(run: Run) -> None:
+    release, done = threading.Event(), threading.Event()
+    script = Script(slow=[release])
+    first: list[str] = []
+
+    def note() -> Flow[str]:
+        yield Sleep(0)
+        first.append("fast")
+        return "fast"
+
+    def flow(trace: Trace) -> Flow[list[Any]]:
+        found: list[Any] = yield Gather([waiting("slow", trace, done), note()], 60.0, lambda: bool(first))
+        release.set()
+        while not done.is_set():
+            yield Sleep(0.005)
+        return found
+
+    assert run(flow, script) == ([], [None, "fast"])
+
+
+def test_no_time_at_all_starts_the_flows_and_goes_on(run: Run) -> None:
+    done = threading.Event()
+    script = Script(a=[b"1"])
+
+    def flow(trace: Trace) -> Flow[list[Any]]:
+        found: list[Any] = yield Gather([waiting("a", trace, done)], 0.0, never)
+        while not done.is_set():
+            yield Sleep(0.005)
+        return found
+
+    assert run(flow, script) == ([], [None])
+    assert "settle a" in script.trace
+
+
+def test_exchanges_of_gathered_flows_are_cut(run: Run) -> None:
+    script = Script(a=[b"1"], b=[b"2"])
+    run(gathering(lambda trace: [waiting("a", trace), waiting("b", trace)]), script)
+    assert {"close a", "close b"} <= set(script.trace)
+
+
+def test_gathered_flows_may_gather(run: Run) -> None:
+    def inner(i: int) -> Flow[Any]:
+        return (yield Gather([returning(i), returning(-i)], 20.0, never))
+
+    assert run(gathering(lambda trace: [inner(1), inner(2)]), Script()) == ([], [[1, -1], [2, -2]])
+
+
+def test_what_outlasts_its_loop_is_cancelled_and_settles() -> None:
+    script = Script(slow=[threading.Event()])
+
+    async def work() -> None:
+        flow = gathering(lambda trace: [waiting("slow", trace)], 0.05)(script.trace)
+        assert await async_driver.run(flow, AsyncTransport(script)) == [None]
+
+    asyncio.run(work())
+    assert script.trace[-2:] == ["settle slow", "close slow"]
+
+
+def test_several_loops_one_after_another_gather() -> None:
+    script = Script(slow=[threading.Event()])
+    for _ in range(3):
+        flow = gathering(lambda trace: [returning(1), waiting("slow", trace)], 0.05)(script.trace)
+        assert asyncio.run(async_driver.run(flow, AsyncTransport(script))) == [1, None]
+
+
+# --- both drivers do the same
+
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("send"), st.sampled_from(["a", "b", "broken", "missing"])),
+        st.tuples(st.just("pull"), st.integers(0, 2)),
+        st.tuples(st.just("close"), st.integers(0, 2)),
+        st.tuples(st.just("emit"), st.integers(0, 9)),
+        st.tuples(st.just("sleep"), st.just(0)),
+        st.tuples(st.just("gather"), st.sampled_from(["a", "broken", "missing"])),
+        st.tuples(st.just("nonsense"), st.just(0)),
+        st.tuples(st.just("raise"), st.sampled_from(["mine", "yours"])),
+    ),
+    max_size=10,
+)
+
+
+def scripted(operations: Sequence[tuple[str, Any]], catches: bool, trace: Trace) -> Flow[Any]:
+    """Do one thing after another; where it `catches`, an effect that fails is noted and the flow goes on."""
+    exchanges: list[Any] = []
+    try:
+        for what, with_ in operations:
+            try:
+                result = yield from step(what, with_, exchanges)
+                trace.append(f"{what} gave {result}")
+            except TransportError as error:
+                trace.append(f"{what} failed: {error}")
+                if not catches:
+                    raise
+        return len(exchanges)
+    finally:
+        trace.append("settle")
+
+
+def step(what: str, with_: Any, exchanges: list[Any]) -> Flow[Any]:
+    if what == "send":
+        exchanges.append((yield to(with_)))
+    elif what in ("pull", "close") and with_ < len(exchanges):
+        if what == "pull":
+            return (yield Pull(exchanges[with_], 1.0))
+        yield Close(exchanges.pop(with_))
+    elif what == "emit":
+        yield Emit(with_)
+    elif what == "sleep":
+        yield Sleep(0)
+    elif what == "gather":
+        (result,) = yield Gather([reading(with_, [])], 20.0, never)
+        return str(result)
+    elif what == "nonsense":
+        yield 7
+    elif what == "raise":
+        raise LookupError(with_)
+    return None
+
+
+@settings(deadline=None, max_examples=120)
+@given(operations=OPERATIONS, catches=st.booleans(), leave_after=st.sampled_from((None, None, 1, 2)))
+def test_both_drivers_do_the_same(
+    operations: list[tuple[str, Any]], catches: bool, leave_after: int | None
+) -> None:
+    outcomes = []
+    for run in (run_sync, run_async):
+        script = Script(a=[b"1", b"2"], b=[], broken=[b"x", TransportError("closed", "cut")])
+        outcome = run(lambda trace: scripted(operations, catches, trace), script, leave_after=leave_after)
+        outcomes.append((outcome, script.trace))
+    assert outcomes[0] == outcomes[1]
+    trace = outcomes[0][1]
+    # Whatever happened, every exchange that was opened was closed.
+    sent = [t.split()[1] for t in trace if t.startswith("send ") and "gave" not in t and "failed" not in t]
+    opened = [path for path in sent if path != "missing"]
+    assert sorted(opened) == sorted(t.split()[1] for t in trace if t.startswith("close ") and "gave" not in t)
+    with contextlib.suppress(ValueError):
+        assert trace.index("settle") < len(trace)

@@ -1,0 +1,503 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from maxwell.errors import Fault
+from maxwell.health import FRESH_SECONDS, RATE_LIMIT_SECONDS, USABLE_SECONDS, Endpoint, Health, HealthBook
+from maxwell.testing.clock import FakeClock
+from maxwell.types import HealthState, ServedModel
+
+BOX = Endpoint("http://box:8080", "llamacpp")
+KEY = "sk-canary-4711"
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "health"
+
+
+@pytest.fixture
+def book(directory: Path, clock: FakeClock) -> HealthBook:
+    return HealthBook(directory, clock)
+
+
+def found(clock: FakeClock, state: HealthState = "up", **more: Any) -> Health:
+    return Health(state=state, at=clock.time(), **more)
+
+
+def state_of(book: HealthBook, clock: FakeClock, endpoint: Endpoint = BOX) -> HealthState | None:
+    health = book.get(endpoint, clock.time())
+    return None if health is None else health.state
+
+
+# --- age
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_state_is_fresh_then_usable_then_unknown(directory: Path, clock: FakeClock, shared: bool) -> None:
+    book = HealthBook(directory if shared else None, clock)
+    assert book.get(BOX, clock.time()) is None
+    health = found(clock)
+    book.put(BOX, health)
+    for age, fresh, state in (
+        (0, True, "up"),
+        (FRESH_SECONDS, True, "up"),
+        (FRESH_SECONDS + 0.01, False, "up"),
+        (USABLE_SECONDS, False, "up"),
+        (USABLE_SECONDS + 0.01, False, None),
+    ):
+        clock.now = health.at + age
+        assert (book.is_fresh(health), state_of(book, clock)) == (fresh, state)
+
+
+def test_the_limits_are_those_of_the_specification() -> None:
+    assert (FRESH_SECONDS, USABLE_SECONDS) == (30.0, 90.0)
+
+
+def test_everything_found_out_is_remembered(directory: Path, clock: FakeClock) -> None:
+    health = found(
+        clock,
+        "asleep",
+        detail="sleeping",
+        models=(ServedModel("m", ("alias",), 4096, None, False),),
+        family="llamacpp",
+        slots=4,
+        context=2048,
+        vision=True,
+        seconds=0.25,
+    )
+    HealthBook(directory, clock).put(BOX, health)
+    assert HealthBook(directory, clock).get(BOX, clock.time()) == health
+
+
+# --- shared between processes
+
+
+def test_books_of_one_directory_share_states(directory: Path, clock: FakeClock) -> None:
+    one, other = HealthBook(directory, clock), HealthBook(directory, clock)
+    one.put(BOX, found(clock))
+    assert state_of(other, clock) == "up"
+    clock.advance(FRESH_SECONDS + 1)
+    one.put(BOX, found(clock, "loading"))
+    assert state_of(other, clock) == "loading"
+
+
+def test_an_older_shared_state_does_not_replace_a_newer_one(directory: Path, clock: FakeClock) -> None:
+    one, other = HealthBook(directory, clock), HealthBook(directory, clock)
+    early = found(clock, "down")
+    clock.advance(5)
+    one.put(BOX, found(clock))
+    other.put(BOX, early)
+    clock.advance(FRESH_SECONDS + 1)
+    assert state_of(one, clock) == "up"
+
+
+def test_a_call_that_succeeds_is_told_to_other_processes(directory: Path, clock: FakeClock) -> None:
+    one, other = HealthBook(directory, clock), HealthBook(directory, clock)
+    one.put(BOX, found(clock, "down"))
+    one.note_success(BOX)
+    assert state_of(other, clock) == "up"
+
+
+def test_calls_that_succeed_renew_the_shared_state_now_and_then(directory: Path, clock: FakeClock) -> None:
+    one = HealthBook(directory, clock)
+    one.note_success(BOX)
+    for _ in range(30):
+        clock.advance(4)
+        one.note_success(BOX)
+    # A process that starts now finds a state that is fresh, although not of this second.
+    newcomer = HealthBook(directory, clock)
+    health = newcomer.get(BOX, clock.time())
+    assert health is not None
+    assert newcomer.is_fresh(health)
+
+
+def test_endpoints_differ_by_key_and_backend(book: HealthBook, clock: FakeClock) -> None:
+    for endpoint in (BOX, Endpoint(BOX.root, "vllm"), Endpoint(BOX.root), Endpoint(BOX.root, "llamacpp", KEY)):
+        assert state_of(book, clock, endpoint) is None
+        book.put(endpoint, found(clock))
+    assert len(list(book.endpoints())) == 4
+
+
+def test_neither_url_nor_key_can_be_read_from_the_files(directory: Path, clock: FakeClock) -> None:
+    endpoint = Endpoint("http://secret-host.lan:8080", "openai", KEY)
+    book = HealthBook(directory, clock)
+    book.put(endpoint, found(clock))
+    claim = book.claim(endpoint)
+    assert claim is not None
+    with claim:
+        files = list(directory.iterdir())
+        text = " ".join(f.name for f in files) + " ".join(f.read_text() for f in files)
+    assert files
+    for secret in ("secret-host", "lan", "8080", KEY, "canary"):
+        assert secret not in text
+    assert KEY not in repr(endpoint)
+    assert KEY not in repr(list(book.endpoints()))
+
+
+def test_the_files_are_for_their_owner_alone(book: HealthBook, directory: Path, clock: FakeClock) -> None:
+    book.put(BOX, found(clock))
+    assert directory.stat().st_mode & 0o077 == 0
+    assert all(f.stat().st_mode & 0o077 == 0 for f in directory.iterdir())
+
+
+# --- a clock that is set back
+
+
+def test_a_clock_set_back_makes_everything_unknown(book: HealthBook, clock: FakeClock) -> None:
+    book.put(BOX, found(clock))
+    clock.now -= 3600
+    assert state_of(book, clock) is None
+    book.put(BOX, found(clock, "loading"))
+    assert state_of(book, clock) == "loading"
+
+
+def test_after_a_clock_was_set_back_news_of_other_processes_count(directory: Path, clock: FakeClock) -> None:
+    one, other = HealthBook(directory, clock), HealthBook(directory, clock)
+    one.put(BOX, found(clock))
+    clock.now -= 3600
+    other.put(BOX, found(clock, "down"))
+    assert state_of(one, clock) == "down"
+
+
+def test_a_state_from_the_future_does_not_hide_a_usable_one(directory: Path, clock: FakeClock) -> None:
+    one, other = HealthBook(directory, clock), HealthBook(directory, clock)
+    one.put(BOX, found(clock))
+    other.put(BOX, Health(state="down", at=clock.time() + 3600))
+    clock.advance(FRESH_SECONDS + 1)
+    assert state_of(one, clock) == "up"
+
+
+def test_after_a_clock_was_set_back_successes_are_still_shared(directory: Path, clock: FakeClock) -> None:
+    one = HealthBook(directory, clock)
+    one.note_success(BOX)
+    clock.now -= 3600
+    one.note_success(BOX)
+    assert state_of(HealthBook(directory, clock), clock) == "up"
+
+
+# --- files that are no help
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"state":"up"}',
+        b'{"state":"splendid","at":1}',
+        b'{"state":"up","at":"now"}',
+        b'{"state":"up","at":1,"detail":"\xff\xfe"}',
+        b"\x00" * 64,
+        b"\xff\xfe\x00",
+    ],
+    ids=range(11),
+)
+def test_a_corrupt_file_is_no_knowledge_and_is_replaced(
+    directory: Path, clock: FakeClock, content: bytes
+) -> None:
+    directory.mkdir()
+    (directory / BOX.file_name).write_bytes(content)
+    book = HealthBook(directory, clock)
+    assert book.get(BOX, clock.time()) is None
+    book.put(BOX, found(clock))
+    assert state_of(HealthBook(directory, clock), clock) == "up"
+
+
+def test_a_file_of_a_newer_version_is_read(directory: Path, clock: FakeClock) -> None:
+    directory.mkdir()
+    (directory / BOX.file_name).write_bytes(
+        msgspec.json.encode({"state": "up", "at": clock.time(), "moonphase": "full"})
+    )
+    assert state_of(HealthBook(directory, clock), clock) == "up"
+
+
+def unusable(tmp_path: Path, kind: str) -> Path:
+    """A path where no file can be written."""
+    path = tmp_path / "unusable"
+    if kind == "a file":
+        path.write_text("in the way")
+    elif kind == "read-only":
+        if os.geteuid() == 0:
+            pytest.skip("root writes everywhere")
+        path.mkdir(mode=0o500)
+    else:
+        path = Path("/dev/null/health")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["a file", "read-only", "nowhere"])
+def test_a_directory_that_cannot_be_written_keeps_states_in_memory(
+    tmp_path: Path, clock: FakeClock, kind: str
+) -> None:
+    book = HealthBook(unusable(tmp_path, kind), clock)
+    assert book.get(BOX, clock.time()) is None
+    book.put(BOX, found(clock))
+    book.note_success(BOX)
+    book.note_fault(BOX, "refused", "connection refused")
+    assert state_of(book, clock) == "down"
+    claim = book.claim(BOX)
+    assert claim is not None
+    with claim:
+        pass
+
+
+def test_a_file_that_cannot_be_replaced_leaves_no_litter(
+    book: HealthBook, directory: Path, clock: FakeClock
+) -> None:
+    (directory / BOX.file_name / "in-the-way").mkdir(parents=True)
+    book.put(BOX, found(clock))
+    assert state_of(book, clock) == "up"
+    assert [f.name for f in directory.iterdir()] == [BOX.file_name]
+
+
+# --- what calls tell
+
+
+@pytest.mark.parametrize("old", ["down", "loading", "asleep", "misconfigured", "rate_limited"])
+def test_a_call_that_succeeds_outranks_a_probe(book: HealthBook, clock: FakeClock, old: HealthState) -> None:
+    models = (ServedModel("m"),)
+    book.put(BOX, found(clock, old, detail="says the probe", models=models, slots=2))
+    clock.advance(1)
+    book.note_success(BOX)
+    health = book.get(BOX, clock.time())
+    assert health is not None
+    assert (health.state, health.detail, health.source, health.at) == ("up", "", "call", clock.time())
+    assert (health.models, health.slots) == (models, 2)  # what only a probe can tell stays
+
+
+def test_a_call_that_succeeds_makes_an_unknown_endpoint_known(book: HealthBook, clock: FakeClock) -> None:
+    book.note_success(BOX)
+    assert state_of(book, clock) == "up"
+
+
+@pytest.mark.parametrize(
+    ("kind", "state"),
+    [
+        ("refused", "down"),
+        ("loading", "loading"),
+        ("rate_limited", "rate_limited"),
+        ("quota", "misconfigured"),
+        ("auth", "misconfigured"),
+    ],
+)
+def test_a_call_that_fails_outranks_a_probe(
+    book: HealthBook, clock: FakeClock, kind: Fault, state: HealthState
+) -> None:
+    book.put(BOX, found(clock, slots=2))
+    clock.advance(1)
+    book.note_fault(BOX, kind, "the server says no")
+    health = book.get(BOX, clock.time())
+    assert health is not None
+    assert (health.state, health.detail, health.source, health.at) == (
+        state,
+        "the server says no",
+        "call",
+        clock.time(),
+    )
+    assert health.slots == 2
+
+
+@pytest.mark.parametrize("kind", ["bad_request", "content_policy", "context_overflow", "unsupported"])
+def test_a_fault_of_the_request_says_nothing_about_the_server(
+    book: HealthBook, clock: FakeClock, kind: Fault
+) -> None:
+    book.note_fault(BOX, kind, "no")
+    assert state_of(book, clock) is None
+    book.put(BOX, found(clock))
+    book.note_fault(BOX, kind, "no")
+    assert state_of(book, clock) == "up"
+
+
+def test_a_probe_begun_before_a_call_failed_does_not_overrule_it(book: HealthBook, clock: FakeClock) -> None:
+    # The probe asked, then the call was refused, then the probe's old answer came in.
+    clock.advance(0.5)
+    book.note_fault(BOX, "refused", "connection refused")
+    clock.advance(0.5)
+    book.put(BOX, found(clock, "up", seconds=1.0))
+    assert state_of(book, clock) == "down"
+
+
+def test_a_probe_begun_before_a_call_succeeded_does_not_overrule_it(
+    book: HealthBook, clock: FakeClock
+) -> None:
+    clock.advance(0.5)
+    book.note_success(BOX)
+    clock.advance(1.4)
+    book.put(BOX, found(clock, "down", detail="no answer within 1.9 s", seconds=1.9))
+    assert state_of(book, clock) == "up"
+
+
+def test_a_probe_begun_after_a_call_counts(book: HealthBook, clock: FakeClock) -> None:
+    book.note_success(BOX)
+    clock.advance(5)
+    book.put(BOX, found(clock, "down", seconds=1.0))
+    assert state_of(book, clock) == "down"
+
+
+# --- rate limits
+
+
+@pytest.mark.parametrize(("retry_after", "seconds"), [(20.0, 20.0), (0.0, 0.0), (None, RATE_LIMIT_SECONDS)])
+def test_a_rate_limit_ends_by_itself(
+    book: HealthBook, clock: FakeClock, retry_after: float | None, seconds: float
+) -> None:
+    book.note_fault(BOX, "rate_limited", "429", retry_after)
+    if seconds:
+        clock.advance(seconds - 0.01)
+        assert state_of(book, clock) == "rate_limited"
+        clock.advance(0.02)
+    health = book.get(BOX, clock.time())
+    assert health is not None
+    assert (health.state, health.detail, health.until) == ("up", "", None)
+
+
+def test_a_rate_limit_is_shared_and_ends_for_all(directory: Path, clock: FakeClock) -> None:
+    HealthBook(directory, clock).note_fault(BOX, "rate_limited", "429", 10.0)
+    other = HealthBook(directory, clock)
+    assert state_of(other, clock) == "rate_limited"
+    clock.advance(10.5)
+    assert state_of(other, clock) == "up"
+
+
+@pytest.mark.parametrize("after", [60, 120, 599])
+def test_a_rate_limit_lasts_as_long_as_the_server_asked(
+    book: HealthBook, clock: FakeClock, after: float
+) -> None:
+    book.note_fault(BOX, "rate_limited", "429", 600.0)
+    clock.advance(after)
+    assert state_of(book, clock) == "rate_limited"
+
+
+def test_a_probe_does_not_end_a_rate_limit(book: HealthBook, clock: FakeClock) -> None:
+    # /health answers 200 while completions are refused.
+    book.note_fault(BOX, "rate_limited", "429", 600.0)
+    clock.advance(40)
+    book.put(BOX, found(clock, "up", seconds=0.1))
+    assert state_of(book, clock) == "rate_limited"
+    clock.advance(570)
+    assert state_of(book, clock) in ("up", None)
+
+
+def test_other_faults_carry_no_end(book: HealthBook, clock: FakeClock) -> None:
+    book.note_fault(BOX, "loading", "503", 600.0)
+    health = book.get(BOX, clock.time())
+    assert health is not None
+    assert health.until is None
+
+
+# --- one probe at a time
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_endpoint_is_claimed_once(directory: Path, clock: FakeClock, shared: bool) -> None:
+    book = HealthBook(directory if shared else None, clock)
+    claim = book.claim(BOX)
+    assert claim is not None
+    with claim:
+        assert book.claim(BOX) is None
+        assert book.claim(Endpoint("http://other")) is not None
+    again = book.claim(BOX)
+    assert again is not None
+    with again:
+        pass
+
+
+def test_a_claim_is_given_back_when_its_probe_fails(book: HealthBook) -> None:
+    claim = book.claim(BOX)
+    assert claim is not None
+    with pytest.raises(RuntimeError), claim:
+        raise RuntimeError
+    assert book.claim(BOX) is not None
+
+
+def test_books_of_one_directory_share_claims(directory: Path, clock: FakeClock) -> None:
+    claim = HealthBook(directory, clock).claim(BOX)
+    assert claim is not None
+    with claim:
+        assert HealthBook(directory, clock).claim(BOX) is None
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_of_many_threads_one_gets_the_claim(directory: Path, clock: FakeClock, shared: bool) -> None:
+    book = HealthBook(directory if shared else None, clock)
+    together = threading.Barrier(8)
+    claims: list[AbstractContextManager[object]] = []
+
+    def try_it() -> None:
+        together.wait()
+        claim = book.claim(BOX)
+        if claim is not None:
+            claims.append(claim)
+
+    with ThreadPoolExecutor(8) as threads:
+        for done in [threads.submit(try_it) for _ in range(8)]:
+            done.result()
+    with ExitStack() as held:
+        for claim in claims:
+            held.enter_context(claim)
+    assert len(claims) == 1
+
+
+CLAIMER = """
+import sys
+from pathlib import Path
+from maxwell.clock import SystemClock
+from maxwell.health import Endpoint, HealthBook
+
+book = HealthBook(Path(sys.argv[1]), SystemClock())
+claim = book.claim(Endpoint("http://box:8080", "llamacpp"))
+print("refused" if claim is None else "claimed", flush=True)
+sys.stdin.read()
+"""
+
+
+def claimer(directory: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", CLAIMER, str(directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_a_claim_excludes_other_processes(book: HealthBook, directory: Path) -> None:
+    claim = book.claim(BOX)
+    assert claim is not None
+    with claim, claimer(directory) as other:
+        assert said(other) == "refused"
+
+
+def test_a_killed_holder_gives_its_claim_back(book: HealthBook, directory: Path) -> None:
+    with claimer(directory) as other:
+        assert said(other) == "claimed"
+        assert book.claim(BOX) is None
+        other.kill()
+        other.wait()
+        claim = book.claim(BOX)
+        assert claim is not None
+        with claim:
+            pass
