@@ -11,7 +11,7 @@ PYTEST_STATUS ?=
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1: \2/p' Makefile
 
-demo: venv ## set up, then run the main job against servers that this machine plays itself
+demo: venv ## set up, then run the main job on llama.cpp servers with tiny models
 	@$(BIN)/maxwell demo
 
 test: check ## set up, then lint, type check and run every test

@@ -24,6 +24,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from maxwell.amounts import money
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -125,7 +127,7 @@ class BudgetExceeded(MaxwellError):
 
 
 def _amount(value: float, unit: Literal["tokens", "usd"]) -> str:
-    return f"${value:.4f}" if unit == "usd" else f"{value:,.0f} tokens"
+    return money(value) if unit == "usd" else f"{value:,.0f} tokens"
 
 
 class NoEligibleLM(MaxwellError):

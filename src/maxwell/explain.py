@@ -8,7 +8,17 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from maxwell.scheduler import MAX_WEIGHT, Candidate, Decision, Request, Scored, decide, duration
+from maxwell.amounts import duration, money
+from maxwell.scheduler import (
+    LEAST_COMPLETION,
+    MAX_WEIGHT,
+    Candidate,
+    Decision,
+    Rejected,
+    Request,
+    Scored,
+    decide,
+)
 
 
 class Flip(Struct, frozen=True):
@@ -26,24 +36,26 @@ class Flip(Struct, frozen=True):
 def flips(decision: Decision) -> list[Flip]:
     """The nearest weights below and above the one used at which the choice would change, lower one first.
 
-    A score is a straight line in the weight, so two candidates change places where their lines cross.
+    A score is a straight line in the weight, so two candidates change places where their lines cross. Of
+    several that cross at one weight, the steepest wins beyond it.
     """
     best = decision.chosen
     if best is None or decision.by == "speed":
         return []
     used = decision.request.needs.time_cost_weight
-    below: Flip | None = None
-    above: Flip | None = None
+    below: list[tuple[float, float, str]] = []
+    above: list[tuple[float, float, str]] = []
     for other in decision.ranked[1:]:
-        slope = best.seconds - other.seconds
-        if slope == 0:
+        gain = best.seconds - other.seconds
+        if gain == 0:
             continue
-        weight = (_fixed(best) - _fixed(other)) / slope
-        if used < weight < MAX_WEIGHT and (above is None or weight < above.weight):
-            above = Flip(weight, other.spec.name)
-        elif 0 < weight < used and (below is None or weight > below.weight):
-            below = Flip(weight, other.spec.name)
-    return [f for f in (below, above) if f is not None]
+        weight = (_fixed(best) - _fixed(other)) / gain
+        if gain > 0:
+            above.append((max(weight, used), -gain, other.spec.name))
+        else:
+            below.append((-min(weight, used), gain, other.spec.name))
+    found = [Flip(-weight, name) for weight, _, name in sorted(below)[:1] if -weight > 0]
+    return found + [Flip(weight, name) for weight, _, name in sorted(above)[:1] if weight < MAX_WEIGHT]
 
 
 def _fixed(scored: Scored) -> float:
@@ -55,20 +67,31 @@ def ways_out(candidates: Sequence[Candidate], decision: Decision) -> list[str]:
     """What would make something eligible, nearest first. Empty when something is."""
     if decision.ranked:
         return []
-    out = _relaxed(candidates, decision.request)
-    for no in decision.rejected:
-        name = no.spec.name
-        if no.reason == "context":
-            out.append(f"trim {no.need - no.have:,.0f} tokens to fit {name}")
-        elif no.reason == "budget":
-            out.append(f"{name}: budget resets in {duration(no.resets_in)}")
-        elif no.reason == "loading":
-            out.append(f"wait for {name}, it is loading")
-        elif no.reason == "down":
-            out.append(f"start {name} at {no.spec.api_base}")
-        elif no.reason == "max_completion":
-            out.append(f"ask {name} for at most {no.have:,.0f} tokens")
-    return out
+    asked = decision.request.needs.max_completion
+    found = [way for no in decision.rejected if (way := _way(no, asked)) is not None]
+    return _relaxed(candidates, decision.request) + [text for _, _, text in sorted(found)]
+
+
+def _way(no: Rejected, asked: int | None) -> tuple[int, float, str] | None:
+    """What would make one LLM eligible, with how near that is: its kind, then its amount."""
+    name = no.spec.name
+    completion = asked or min(LEAST_COMPLETION, no.spec.capabilities.max_tokens)
+    if no.reason == "context":
+        excess, prompt = no.need - no.have, no.need - completion
+        if excess < prompt:
+            return 1, excess, f"trim {excess:,.0f} tokens to fit {name}"
+        return 1, excess, f"ask {name} for at most {no.have - prompt:,.0f} tokens"
+    if no.reason == "max_completion":
+        return 1, no.need - no.have, f"ask {name} for at most {no.have:,.0f} tokens"
+    if no.reason == "loading":
+        return 2, 0, f"wait for {name}, it is loading"
+    if no.reason == "rate_limited":
+        return 2, 1, f"wait for {name}, it is rate limited"
+    if no.reason == "budget":
+        return 3, no.resets_in, f"{name}: budget resets in {duration(no.resets_in)}"
+    if no.reason == "down":
+        return 4, 0, f"start {name} at {no.spec.api_base}"
+    return None
 
 
 _RELAXABLE: tuple[tuple[str, Any], ...] = (
@@ -93,7 +116,7 @@ def _relaxed(candidates: Sequence[Candidate], request: Request) -> list[str]:
         needs = msgspec.structs.replace(request.needs, **{field: anything})
         best = decide(candidates, msgspec.structs.replace(request, needs=needs)).chosen
         if best is not None:
-            price = f" for ${best.mills / 1000:.4f}" if best.mills else ""
+            price = f" for {money(best.mills / 1000)}" if best.mills else ""
             out.append(f"without {field}={_shown(value)}: fits {best.spec.name}{price}")
     return out
 

@@ -13,6 +13,7 @@ from maxwell.calls.select import choose, choose_embedding, insist
 from maxwell.calls.state import PoolState
 from maxwell.calls.status import Status, statuses
 from maxwell.clock import Clock, SystemClock
+from maxwell.explain import ways_out
 from maxwell.handles import LLM, AsyncEmbedding, AsyncLLM, Embedding
 from maxwell.health import HealthBook
 from maxwell.ledger import Ledger, Used
@@ -91,6 +92,11 @@ class _Pool:
         books = self._state.ledger.used(self._state.today())
         names = [llm.name for llm in self.llms] + [embedding.name for embedding in self.embeddings]
         return {name: books.get(name, Used()) for name in names}
+
+    def ways_out(self, decision: Decision) -> list[str]:
+        """What would make something eligible, nearest first; empty when something is."""
+        entries = [self._state.llm(no.spec.name) for no in decision.rejected]
+        return ways_out(self._state.candidates(entries), decision)
 
     def _choose(self, name: str | None, needs: Requirements) -> Flow[Decision]:
         return choose(self._state, request(needs), name=name, prompt=needs.prompt)

@@ -16,6 +16,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from maxwell.amounts import duration, money, one_line
 from maxwell.registry.specs import LLMSpec
 from maxwell.tokens import BYTES_PER_TOKEN
 from maxwell.types import HealthState, Requirements
@@ -206,9 +207,7 @@ def decide(candidates: Sequence[Candidate], request: Request, *, named: bool = F
     check_weight(request.needs.time_cost_weight)
     decision = _decide(candidates, request, DEFAULT_COMPLETION, named)
     if not decision.ranked and request.prompt_bytes is not None and request.needs.max_completion is None:
-        shrunk = _decide(candidates, request, LEAST_COMPLETION, named)
-        if shrunk.ranked:
-            return shrunk
+        return _decide(candidates, request, LEAST_COMPLETION, named)
     return decision
 
 
@@ -220,29 +219,34 @@ def _decide(candidates: Sequence[Candidate], request: Request, assumed: int, nam
     eligible: list[tuple[float, float, int, Scored]] = []
     rejected: list[Rejected] = []
     for c in candidates:
-        no = (_unable(c, request) if selective else None) or (
-            None if c.blocked is None and c.state in SELECTABLE else _unavailable(c)
-        )
-        if no is not None:
-            rejected.append(no)
-            continue
-        if not routed:
-            no = _over_budget(c, 1, 0)
-            if no is not None:
-                rejected.append(no)
-                continue
-            scored = Scored(c.spec, 0, 0, 0.0, 0.0, 0.0, c.speed, c.queue_wait, c.speed, c.context)
-            eligible.append((-c.speed, c.queue_wait, c.index, scored))
-            continue
-        result = _score(c, request, assumed, weight)
-        if type(result) is Rejected:
-            rejected.append(result)
-        else:
-            assert type(result) is Scored
+        result: Scored | Rejected | None = _unable(c, request) if selective else None
+        available = c.blocked is None and c.state in SELECTABLE
+        if result is None and not available and (c.state != "unknown" or c.blocked is not None):
+            result = _unavailable(c)
+        if result is None:
+            result = _score(c, request, assumed, weight) if routed else _unrouted(c, needs)
+        # Nobody asks a server that cannot be chosen anyway, so its unknown state is the last reason to give.
+        if not available and type(result) is Scored:
+            result = _unavailable(c)
+        if type(result) is Scored:
             eligible.append((-result.score, c.queue_wait, c.index, result))
+        else:
+            assert type(result) is Rejected
+            rejected.append(result)
     eligible.sort()  # the index is unique, so a comparison never reaches the last item
     by: Literal["score", "speed", "name"] = "name" if named else "score" if routed else "speed"
     return Decision(ranked=tuple([e[3] for e in eligible]), rejected=tuple(rejected), request=request, by=by)
+
+
+def _unrouted(c: Candidate, needs: Requirements) -> Scored | Rejected:
+    """Where no prompt is given the speed is the score; a budget must have something left."""
+    cap = c.spec.capabilities.max_tokens
+    if needs.max_completion is not None and needs.max_completion > cap:
+        return Rejected(c.spec, "max_completion", needs.max_completion, cap)
+    no = _over_budget(c, 1, 0)
+    if no is not None:
+        return no
+    return Scored(c.spec, 0, 0, 0.0, 0.0, 0.0, c.speed, c.queue_wait, c.speed, c.context)
 
 
 def _score(c: Candidate, request: Request, assumed: int, weight: float) -> Scored | Rejected:
@@ -260,7 +264,9 @@ def _score(c: Candidate, request: Request, assumed: int, weight: float) -> Score
         prompt = math.ceil(request.prompt_bytes / c.bytes_per_token) + request.extra_tokens
     total = prompt + completion
     if total > c.context:
-        return Rejected(spec, "context", total, c.context, "" if request.prompt_tokens else "estimated")
+        return Rejected(
+            spec, "context", total, c.context, "" if spec.name in request.prompt_tokens else "estimated"
+        )
     if c.tokens_left is not None or c.usd_left is not None:
         no = _over_budget(c, prompt, completion)
         if no is not None:
@@ -304,7 +310,7 @@ def _unable(c: Candidate, request: Request) -> Rejected | None:
     )
     for reason, wanted, has in asked:
         if wanted is not None and wanted != has:
-            return Rejected(spec, reason, wanted, has)
+            return Rejected(spec, reason, float(wanted), float(has))
     if request.grammar and not c.honours_grammar:
         return Rejected(spec, "grammar")
     missing = [tag for tag in needs.tags if tag not in spec.tags]
@@ -319,12 +325,10 @@ def _unable(c: Candidate, request: Request) -> Rejected | None:
     return None
 
 
-def _unavailable(c: Candidate) -> Rejected | None:
+def _unavailable(c: Candidate) -> Rejected:
     """Why `c` cannot be called right now."""
     if c.blocked is not None:
         return Rejected(c.spec, c.blocked, note=c.detail)
-    if c.state in SELECTABLE:
-        return None
     return Rejected(c.spec, "down" if c.state == "unknown" else c.state, note=c.detail)  # type: ignore[arg-type]
 
 
@@ -342,7 +346,8 @@ def _over_budget(c: Candidate, prompt: int, completion: int) -> Rejected | None:
 def describe(no: Rejected) -> str:
     """A rejection in words, without the entry's name."""
     if no.reason == "budget":
-        left = f"${max(no.have, 0):.4f}" if no.note == "usd" else f"{max(no.have, 0):,.0f} tokens"
+        have = max(no.have, 0)
+        left = money(have) if no.note == "usd" else f"{have:,.0f} tokens"
         return f"daily budget has {left} left; it resets in {duration(no.resets_in)}"
     if no.reason in ("vision", "reasoning", "code_specialized", "tools"):
         return f"{no.reason} is {'required' if no.need else 'excluded'}"
@@ -355,15 +360,4 @@ def describe(no: Rejected) -> str:
         "max_completion": f"completes at most {no.have:,.0f} tokens, {no.need:,.0f} wanted",
         "context": f"needs {'about ' if no.note else ''}{no.need:,.0f} tokens, context is {no.have:,.0f}",
     }
-    return texts.get(no.reason) or no.note or no.reason.replace("_", " ")
-
-
-def duration(seconds: float) -> str:
-    """A time span in the words a person would use: `3 h 10 min`, `45 s`."""
-    whole = math.ceil(max(seconds, 0))
-    if whole < 60:
-        return f"{whole} s"
-    hours, minutes = divmod(math.ceil(whole / 60), 60)
-    if not hours:
-        return f"{minutes} min"
-    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return texts.get(no.reason) or one_line(no.note) or no.reason.replace("_", " ")

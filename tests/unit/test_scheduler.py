@@ -535,7 +535,7 @@ def test_there_is_no_way_out_of_a_choice() -> None:
 
 def test_dropping_one_requirement_is_a_way_out() -> None:
     candidates = pool(llm("gpt-4o", cost_per_1k_tokens=0.005))
-    assert outs(candidates, asking(288, vision=True)) == ["without vision=True: fits gpt-4o for $0.0040"]
+    assert outs(candidates, asking(288, vision=True)) == ["without vision=True: fits gpt-4o for $0.004"]
     assert outs(candidates, asking(tags=("fast", "coding"))) == ["without tags=fast,coding: fits gpt-4o"]
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from maxwell.calls.attempt import attempt
 from maxwell.calls.effects import Flow
+from maxwell.calls.select import learn
 from maxwell.calls.state import Entry, PoolState
 from maxwell.errors import AllAttemptsFailed, BackendError, BudgetExceeded, Fault, StreamBroken
 from maxwell.scheduler import Decision, Request, decide
@@ -69,7 +70,7 @@ def chat(state: PoolState, call: Call) -> Flow[Completion]:
             state.health.note_fault(entry.endpoint, error.kind, error.message, error.retry_after)
         if call.pinned or _is_final(failed) or _is_past(deadline, state):
             break
-        entry = _next(state, call, tried, failed)
+        entry = yield from _next(state, call, tried, failed)
     _give_up(failed, refused)
 
 
@@ -91,15 +92,19 @@ def _give_up(failed: Sequence[BackendError], refused: BudgetExceeded | None) -> 
     raise refused
 
 
-def _next(state: PoolState, call: Call, tried: Sequence[str], failed: Sequence[BackendError]) -> Entry | None:
-    """The best LLM not tried yet, by every rule again and by what is known now."""
+def _next(
+    state: PoolState, call: Call, tried: Sequence[str], failed: Sequence[BackendError]
+) -> Flow[Entry | None]:
+    """The best LLM not tried yet, by every rule again and by what is known now; asks who was never asked."""
     untried = [e for e in state.llms if e.spec.name not in tried]
+    request = _request(call)
+    yield from learn(state, untried, request)
     candidates = state.candidates(untried)
     if failed and failed[-1].kind == "context_overflow":
         failing = state.llm(failed[-1].llm).candidate
         least = failing.context if failing else 0
         candidates = [c for c in candidates if c.context > least]
-    best = decide(candidates, _request(call)).chosen
+    best = decide(candidates, request).chosen
     return None if best is None else state.llm(best.spec.name)
 
 

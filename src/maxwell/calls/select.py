@@ -38,7 +38,7 @@ def choose(
         ValueError: A requirement is out of range.
     """
     entries = state.llms if name is None else [state.llm(name)]
-    yield from _learn(state, entries, request)
+    yield from learn(state, entries, request)
     decision = decide(state.candidates(entries), request, named=name is not None)
     if prompt is not None:
         counted = yield from _count(state, decision, prompt)
@@ -56,7 +56,7 @@ def insist(state: PoolState, decision: Decision) -> Decision:
     raise NoEligibleLM(refusal(state.candidates([state.llm(n) for n in names]), decision), decision)
 
 
-def _learn(state: PoolState, entries: Sequence[Entry], request: Request) -> Flow[None]:
+def learn(state: PoolState, entries: Sequence[Entry], request: Request) -> Flow[None]:
     """Ask the endpoints whose state matters and is not known; refresh old ones in the background."""
     hopeful = _hopeful(state, entries, request)
     ranking = [state.llm(s.spec.name) for s in hopeful.ranked]

@@ -9,6 +9,7 @@ from datetime import date
 
 import msgspec
 
+from maxwell.amounts import duration
 from maxwell.backends import get_backend
 from maxwell.backends.base import Backend
 from maxwell.clock import Clock
@@ -17,7 +18,7 @@ from maxwell.health import Endpoint, Health, HealthBook
 from maxwell.ledger import Ledger, Used, budget_day, resets_at, zone
 from maxwell.registry.endpoints import api_key, key_problem, root
 from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Registry, Spec
-from maxwell.scheduler import Candidate, Decision, Reason, Request, decide, duration
+from maxwell.scheduler import Candidate, Decision, Reason, Request, decide
 
 
 class Entry:

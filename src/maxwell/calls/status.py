@@ -26,8 +26,8 @@ class Status(Struct, frozen=True, kw_only=True):
         context: Usable context in tokens: declared, or the server's when smaller.
         slots: Requests its server takes at once; None = not told.
         used: What it used today; None = the ledger cannot be read.
-        tokens_left: What today's token budget has left; None = unlimited.
-        usd_left: What today's money budget has left; None = unlimited.
+        tokens_left: What today's token budget has left; None = unlimited, or unknown where `used` is None.
+        usd_left: What today's money budget has left; None = unlimited, or unknown where `used` is None.
         resets_in: Seconds until the budgets start anew.
         remarks: What the registry declares and the server tells otherwise.
     """

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import click
 
+from maxwell.amounts import duration
 from maxwell.calls.status import Status
 from maxwell.cli.render import Cell, Column, Row, plural, print_json, say, table, waiting
 from maxwell.cli.requirement_options import json_option, registry_option
@@ -17,7 +18,6 @@ from maxwell.lm_pool import LLMPool
 from maxwell.registry.advice import advise
 from maxwell.registry.specs import Registry
 from maxwell.registry.wording import shown
-from maxwell.scheduler import duration
 
 _EPILOG = """\b
 Examples:

@@ -49,6 +49,8 @@ _INTRO = (
     "and at what price.",
     "No money moves: the price of paid-fast is made up. Nothing leaves this machine, and your own Maxwell "
     "files are not touched.",
+    "Lines behind >>> run as they are shown. In a script of yours they come after "
+    "`from maxwell.lm_pool import get_lm, get_embedding, LLMPool` and `pool = LLMPool.from_registry()`.",
 )
 _NEXT = (
     ("maxwell up your-model.gguf --add", "serve a model of your own and declare it"),
@@ -65,7 +67,9 @@ def demo(keep: bool) -> None:
     """See Maxwell at work on real llama.cpp servers with tiny models, in ten seconds.
 
     The models' weights are random, so their text is noise. Everything is temporary: servers, models,
-    registry and books. Needs pip install 'maxwell-lm[local]'.
+    registry and books.
+
+    Needs pip install 'maxwell-lm[local]'.
     """
     say("Maxwell demo", "bold underline")
     for paragraph in _INTRO:

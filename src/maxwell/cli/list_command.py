@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from maxwell.amounts import duration
 from maxwell.calls.status import Status
 from maxwell.cli.render import (
     Cell,
@@ -27,7 +28,6 @@ from maxwell.cli.standing import is_spent, place, short_model, state_cell, why
 from maxwell.errors import LedgerError
 from maxwell.lm_pool import LLMPool
 from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Spec
-from maxwell.scheduler import duration
 
 _EPILOG = """\b
 Examples:

@@ -11,6 +11,8 @@ from typing import IO, Any, NamedTuple
 
 import click
 
+from maxwell.amounts import money as money  # shown by every command
+
 EMPTY = "-"
 _GAP = "  "
 _INDENT = "    "
@@ -202,16 +204,6 @@ def number(value: float) -> str:
     if value == int(value):
         return f"{value:,.0f}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def money(usd: float) -> str:
-    """An amount of US dollars: `$0`, `$0.0021`, `$12.30`."""
-    if usd == 0:
-        return "$0"
-    if abs(usd) >= 1:
-        return f"${usd:,.2f}"
-    whole, _, decimals = f"{float(f'{usd:.3g}'):.10f}".rstrip("0").partition(".")
-    return f"${whole}.{decimals:0<2}"
 
 
 def plural(count: int, word: str) -> str:

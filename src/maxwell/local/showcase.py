@@ -380,7 +380,7 @@ def _killed(shell: _Shell) -> Iterator[Shown]:
     yield from shell.fail(
         "for count, piece in enumerate(lm.stream(question, max_tokens=1500)):\n"
         "    if count == 30:\n"
-        "        kill(lm.name)  # SIGKILL"
+        "        kill(lm.name)  # the demo's own: SIGKILL"
     )
     yield Note(
         "(b) No text has come yet: the same lm still points at the dead server, and the next best takes over."
