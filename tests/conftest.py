@@ -21,7 +21,7 @@ def isolated_homes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def isolated_home(isolated_homes: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nothing of the machine's owner reaches a test: home, working directory, keys and proxies are its own."""
+    """Nothing of the machine's owner reaches a test: its home, directory, keys and proxies are its own."""
     here = Path(tempfile.mkdtemp(dir=isolated_homes))
     home, project = here / "home", here / "project"
     home.mkdir()

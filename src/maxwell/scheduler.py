@@ -103,6 +103,7 @@ class Request(Struct, frozen=True, kw_only=True):
         needs: The caller's requirements.
         prompt_bytes: Size of the prompt in UTF-8 bytes; None = no prompt given, choose the fastest.
         prompt_tokens: Exact prompt tokens by entry name, where a server has counted them.
+        bytes_per_token: What those counts came to; the better guess for everyone else. None = no counts.
         extra_tokens: Prompt tokens besides the text (images, template).
         grammar: Whether the text must obey a grammar.
     """
@@ -110,6 +111,7 @@ class Request(Struct, frozen=True, kw_only=True):
     needs: Requirements
     prompt_bytes: int | None = None
     prompt_tokens: Mapping[str, int] = {}
+    bytes_per_token: float | None = None
     extra_tokens: int = 0
     grammar: bool = False
 
@@ -261,7 +263,8 @@ def _score(c: Candidate, request: Request, assumed: int, weight: float) -> Score
     prompt = request.prompt_tokens.get(spec.name)
     if prompt is None:
         assert request.prompt_bytes is not None
-        prompt = math.ceil(request.prompt_bytes / c.bytes_per_token) + request.extra_tokens
+        ratio = request.bytes_per_token or c.bytes_per_token
+        prompt = math.ceil(request.prompt_bytes / ratio) + request.extra_tokens
     total = prompt + completion
     if total > c.context:
         return Rejected(

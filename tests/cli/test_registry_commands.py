@@ -85,7 +85,7 @@ def test_check_counts_what_is_there(own: Path) -> None:
 def test_check_prints_every_problem(own: Path, how: list[str]) -> None:
     Path("bad.json").write_text(SPEC.replace('"tier"', '"teir"').replace("2560", "0"))
     result = run("registry", "check", *how)
-    assert (result.exit_code, result.stdout) == (1, "")
+    assert (result.exit_code, result.stdout) == (3, "")
     lines = result.stderr.splitlines()
     assert len(lines) == 3
     assert all(line.startswith(f"{Path('bad.json').resolve()}:") for line in lines)

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import re
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maxwell.calls.accounts import Account, cost_usd, worst_usd
@@ -20,9 +22,10 @@ from maxwell.ledger import Hold, Ledger, NoRoom, Used
 from maxwell.ledger.memory import MemoryLedger
 from maxwell.ledger.sqlite import SQLiteLedger
 from maxwell.registry.specs import Capabilities, EmbeddingSpec, LLMSpec, Registry, Spec
+from maxwell.requirements import chat_call
 from maxwell.scheduler import Request
 from maxwell.testing.clock import FakeClock
-from maxwell.types import ChatCall, Message, Requirements, Usage
+from maxwell.types import Message, Requirements, Usage
 
 DAY = date(2026, 1, 15)  # the fake clock's
 NEXT_DAY = date(2026, 1, 16)
@@ -43,7 +46,9 @@ def llm(name: str = "gpt-4o", **fields: Any) -> LLMSpec:
 
 
 def embedding(**fields: Any) -> EmbeddingSpec:
-    return EmbeddingSpec(name="embed", api_base="http://box", model="m", dimension=4, max_context=512, **fields)
+    return EmbeddingSpec(
+        name="embed", api_base="http://box", model="m", dimension=4, max_context=512, **fields
+    )
 
 
 class Unwritable:
@@ -101,7 +106,11 @@ def books(state: PoolState, day: date = DAY) -> Used:
     [
         ({}, Usage(1000, 1000), 0.0),
         ({"cost_per_1k_tokens": 0.005}, Usage(1000, 500), 0.0075),
-        ({"cost_per_1k_prompt_tokens": 0.003, "cost_per_1k_completion_tokens": 0.015}, Usage(2000, 100), 0.0075),
+        (
+            {"cost_per_1k_prompt_tokens": 0.003, "cost_per_1k_completion_tokens": 0.015},
+            Usage(2000, 100),
+            0.0075,
+        ),
         ({"cost_per_1k_tokens": 0.002, "cost_per_1k_completion_tokens": 0.01}, Usage(1000, 100), 0.003),
         ({"cost_per_1k_tokens": 0.01, "cost_per_1k_prompt_tokens": 0.0}, Usage(1000, 100), 0.001),
         ({"cost_per_1k_tokens": 0.01, "cost_per_1k_cached_tokens": 0.001}, Usage(1000, 0, 800), 0.0028),
@@ -110,7 +119,7 @@ def books(state: PoolState, day: date = DAY) -> Used:
         ({"cost_per_1k_tokens": 0.01}, Usage(1000, 300, None, 250), 0.013),  # reasoning is in the completion
     ],
 )
-def test_usage_is_priced_by_the_registry(prices: dict[str, float], usage: Usage, usd: float) -> None:
+def test_usage_is_priced_by_the_registry(prices: dict[str, Any], usage: Usage, usd: float) -> None:
     assert cost_usd(llm(**prices), usage) == pytest.approx(usd)
 
 
@@ -156,15 +165,16 @@ def test_without_a_budget_nothing_is_reserved() -> None:
     assert account.max_tokens == 500
     assert books(state) == Used()
     assert account.settle(Usage(900, 100)) == pytest.approx(0.01)
-    assert books(state) == Used(1000, pytest.approx(0.01))
+    assert (books(state).tokens, books(state).usd) == (1000, pytest.approx(0.01))
 
 
 def test_the_worst_case_is_held_and_what_was_used_is_settled() -> None:
     state = pool(llm(cost_per_1k_tokens=0.01, daily_budget_tokens=10000))
     account = opened(state, 1000, 500)
-    assert books(state) == Used(0, 0.0, 1500, pytest.approx(0.015))
+    assert (books(state).held_tokens, books(state).held_usd) == (1500, pytest.approx(0.015))
     assert account.settle(Usage(900, 100)) == pytest.approx(0.01)
-    assert books(state) == Used(1000, pytest.approx(0.01))
+    assert (books(state).tokens, books(state).usd) == (1000, pytest.approx(0.01))
+    assert (books(state).held_tokens, books(state).held_usd) == (0, 0.0)
 
 
 def test_a_dearer_cache_counts_in_the_worst_case() -> None:
@@ -296,7 +306,7 @@ def test_a_refusal_for_money_is_in_dollars() -> None:
     with pytest.raises(BudgetExceeded) as caught:
         opened(pool(spec), 1000, 500, may_shrink=False)
     assert str(caught.value) == (
-        "gpt-4o: daily budget has $1.2500 left, this call may need $1.5000; it resets at 2026-01-16 00:00 UTC"
+        "gpt-4o: daily budget has $1.25 left, this call may need $1.50; it resets at 2026-01-16 00:00 UTC"
     )
 
 
@@ -304,7 +314,7 @@ def test_a_refusal_never_says_that_nothing_is_needed() -> None:
     spec = llm(cost_per_1k_tokens=0.00015, daily_budget_usd=0.00001)
     with pytest.raises(BudgetExceeded) as caught:
         opened(pool(spec), 100, 100, may_shrink=False)
-    assert "need $0.0000;" not in str(caught.value)
+    assert not re.search(r"\$0(\.0+)?[; ]", str(caught.value))
 
 
 def test_an_overdrawn_budget_is_shown_as_empty() -> None:
@@ -379,7 +389,7 @@ def ready(*specs: LLMSpec) -> PoolState:
 
 def calling(state: PoolState, messages: list[Message], **options: Any) -> Any:
     decision = state.decide(Request(needs=Requirements()))
-    return chat(state, Call(chat=ChatCall(messages=messages, **options), decision=decision))
+    return chat(state, Call(chat=chat_call(messages, options), decision=decision))
 
 
 HELLO: list[Message] = [{"role": "user", "content": "Hello"}]
@@ -401,7 +411,9 @@ def test_a_call_holds_its_prompt_and_its_completion() -> None:
 def test_a_call_holds_the_tools_it_describes() -> None:
     # A template writes the definitions into the prompt.
     parameters = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(100)}}
-    tools = [{"type": "function", "function": {"name": "f", "description": "d" * 3000, "parameters": parameters}}]
+    tools = [
+        {"type": "function", "function": {"name": "f", "description": "d" * 3000, "parameters": parameters}}
+    ]
     assert held_while_sending(HELLO, max_tokens=100, tools=tools).held_tokens >= 3000 + 100
 
 
@@ -459,10 +471,8 @@ def test_a_budget_is_never_passed_while_servers_keep_to_what_was_asked(
     state = pool(llm(daily_budget_tokens=budget))
     running: list[tuple[Account, int]] = []
     for prompt, most, may_shrink, part in calls:
-        try:
+        with contextlib.suppress(BudgetExceeded):
             running.append((opened(state, prompt, most, may_shrink=may_shrink), prompt))
-        except BudgetExceeded as full:
-            assert full.needed > full.left
         have = books(state)
         assert have.tokens + have.held_tokens <= budget
         if running and part:

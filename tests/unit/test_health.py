@@ -128,7 +128,12 @@ def test_calls_that_succeed_renew_the_shared_state_now_and_then(directory: Path,
 
 
 def test_endpoints_differ_by_key_and_backend(book: HealthBook, clock: FakeClock) -> None:
-    for endpoint in (BOX, Endpoint(BOX.root, "vllm"), Endpoint(BOX.root), Endpoint(BOX.root, "llamacpp", KEY)):
+    for endpoint in (
+        BOX,
+        Endpoint(BOX.root, "vllm"),
+        Endpoint(BOX.root),
+        Endpoint(BOX.root, "llamacpp", KEY),
+    ):
         assert state_of(book, clock, endpoint) is None
         book.put(endpoint, found(clock))
     assert len(list(book.endpoints())) == 4

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from maxwell.clock import SystemClock
-from maxwell.ledger import sqlite as sqlite_module
 from maxwell.ledger import Hold, Ledger, LedgerError, NoRoom, Used
+from maxwell.ledger import sqlite as sqlite_module
 from maxwell.ledger.memory import MemoryLedger
 from maxwell.ledger.sqlite import SQLiteLedger
 from maxwell.testing.clock import FakeClock
@@ -274,13 +274,12 @@ class Books(RuleBasedStateMachine):
         fits = (most is None or before.tokens + before.held_tokens + tokens <= most) and (
             most_usd is None or before.usd + before.held_usd + usd <= most_usd
         )
-        try:
-            hold = self.ledger.reserve(name, day, tokens, usd, most_tokens=most, most_usd=most_usd)
-        except NoRoom as full:
-            assert not fits
-            assert full.used == before
+        if not fits:
+            with pytest.raises(NoRoom) as full:
+                self.ledger.reserve(name, day, tokens, usd, most_tokens=most, most_usd=most_usd)
+            assert full.value.used == before
             return Hold("refused", name, day)
-        assert fits
+        hold = self.ledger.reserve(name, day, tokens, usd, most_tokens=most, most_usd=most_usd)
         self.held[hold.id] = (hold, tokens, usd)
         return hold
 
@@ -410,7 +409,8 @@ for i in range(50):
         hold = ledger.reserve("gpt-4o", date(2026, 1, 12), 10, 0.25, most_tokens=1000, most_usd=20.0)
     except NoRoom as full:
         refused += 1
-        assert full.used.tokens + full.used.held_tokens + 10 > 1000 or full.used.usd + full.used.held_usd + 0.25 > 20
+        held = full.used
+        assert held.tokens + held.held_tokens + 10 > 1000 or held.usd + held.held_usd + 0.25 > 20, held
         continue
     seen = ledger.used(date(2026, 1, 12))["gpt-4o"]
     assert seen.tokens + seen.held_tokens <= 1000, seen
@@ -609,18 +609,18 @@ def test_a_worker_process_writes_its_books_when_it_ends(
 ) -> None:
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} here")
-    worker = multiprocessing.get_context(method).Process(target=book_in_worker, args=(str(home),))
+    context: Any = multiprocessing.get_context(method)
+    worker = context.Process(target=book_in_worker, args=(str(home),))
     worker.start()
     worker.join(30)
     assert worker.exitcode == 0
     assert used(open_ledger()) == Used(10)
 
 
-def test_a_program_writes_its_books_when_it_ends(
-    home: Path, open_ledger: Callable[[], SQLiteLedger]
-) -> None:
+def test_a_program_writes_its_books_when_it_ends(home: Path, open_ledger: Callable[[], SQLiteLedger]) -> None:
     script = (
-        "import sys; from datetime import date; from pathlib import Path; from maxwell.clock import SystemClock; "
+        "import sys; from datetime import date; from pathlib import Path; "
+        "from maxwell.clock import SystemClock; "
         "from maxwell.ledger.sqlite import SQLiteLedger; "
         "SQLiteLedger(Path(sys.argv[1]), SystemClock()).book('gpt-4o', date(2026, 1, 12), 10, 0.0)"
     )

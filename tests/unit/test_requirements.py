@@ -23,7 +23,7 @@ def test_none_means_do_not_care() -> None:
 
 
 def test_every_requirement_is_taken() -> None:
-    needs = {
+    needs: dict[str, Any] = {
         "vision": True,
         "reasoning": False,
         "code_specialized": True,

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from maxwell.amounts import duration
 from maxwell.explain import Flip, flips, refusal, ways_out
 from maxwell.registry.specs import Capabilities, LLMSpec
 from maxwell.scheduler import (
@@ -19,7 +20,6 @@ from maxwell.scheduler import (
     Request,
     check_weight,
     decide,
-    duration,
     request_mills,
 )
 from maxwell.types import HealthState, Requirements
@@ -114,7 +114,7 @@ def test_every_term_of_the_score_is_shown() -> None:
         ({}, 0.0),
     ],
 )
-def test_a_request_is_priced_in_mills(prices: dict[str, float], expected: float) -> None:
+def test_a_request_is_priced_in_mills(prices: dict[str, Any], expected: float) -> None:
     assert request_mills(llm(**prices), 1000, 512) == pytest.approx(expected)
 
 
@@ -149,7 +149,9 @@ def oracle(candidates: Sequence[Candidate], tokens: int, weight: float) -> str |
             if c.tokens_left is not None and total > c.tokens_left:
                 continue
             mills = c.spec.cost_per_1k_tokens * total
-            seconds = c.queue_wait + tokens / (20 * can.speed_tokens_per_sec) + reply / can.speed_tokens_per_sec
+            seconds = (
+                c.queue_wait + tokens / (20 * can.speed_tokens_per_sec) + reply / can.speed_tokens_per_sec
+            )
             bonus = 1 - abs(total / can.max_context - 0.7)
             key = (-mills - weight * seconds + bonus, -c.queue_wait, -c.index)
             if best is None or key > best:
@@ -336,7 +338,9 @@ def test_skips_lm_over_its_money_budget() -> None:
     assert decision.rejected[0].detail == "daily budget has $0.0006 left; it resets in 1 min"
 
 
-@pytest.mark.parametrize("left", [{"tokens_left": 0}, {"tokens_left": -5}, {"usd_left": 0.0}, {"usd_left": -1.0}])
+@pytest.mark.parametrize(
+    "left", [{"tokens_left": 0}, {"tokens_left": -5}, {"usd_left": 0.0}, {"usd_left": -1.0}]
+)
 @pytest.mark.parametrize("tokens", [None, 10])
 def test_a_spent_budget_excludes(left: dict[str, Any], tokens: int | None) -> None:
     spec = llm(cost_per_1k_tokens=0.01)

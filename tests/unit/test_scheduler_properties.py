@@ -178,7 +178,7 @@ def broken_limits(c: Candidate, chosen: Scored, request: Request) -> list[str]:
         "max_completion": (needs.max_completion or 0) <= can.max_tokens,
         "context": prompt + reply <= context,
         "tokens": c.tokens_left is None or prompt + reply <= c.tokens_left > 0,
-        "usd": c.usd_left is None or usd <= c.usd_left + 1e-12 and c.usd_left > 0,
+        "usd": c.usd_left is None or (usd <= c.usd_left + 1e-12 and c.usd_left > 0),
     }
     return [name for name, holds in checks.items() if not holds]
 

@@ -81,7 +81,8 @@ def test_entries_of_one_server_share_its_health() -> None:
 
 
 @pytest.mark.parametrize(
-    ("slot", "model", "context"), [(None, None, 8192), (2048, None, 2048), (None, 1024, 1024), (99999, None, 8192)]
+    ("slot", "model", "context"),
+    [(None, None, 8192), (2048, None, 2048), (None, 1024, 1024), (99999, None, 8192)],
 )
 def test_the_smaller_context_counts(slot: int | None, model: int | None, context: int) -> None:
     state = pool(llm())
@@ -193,9 +194,7 @@ def test_a_spent_embedding_says_so() -> None:
     state = pool(embedding("e", daily_budget_tokens=100))
     assert state.budget_problem(state.embeddings[0]) == ""
     state.ledger.book("e", state.today(), 100, 0.0)
-    assert (
-        state.budget_problem(state.embeddings[0]) == "daily budget is used up; it resets in 12 h"
-    )
+    assert state.budget_problem(state.embeddings[0]) == "daily budget is used up; it resets in 12 h"
 
 
 # --- names

@@ -20,6 +20,7 @@ from maxwell.tokens import TEMPLATE_TOKENS_PER_MESSAGE
 # half on code and on languages other than English.
 NEAR_LEAST, NEAR_MOST = 0.7, 1.6
 MOST_COUNTS = 3  # servers asked at once to count one prompt
+COUNT_ROUNDS = 2  # a first count may bring others near their limits
 
 
 def choose(
@@ -40,11 +41,12 @@ def choose(
     entries = state.llms if name is None else [state.llm(name)]
     yield from learn(state, entries, request)
     decision = decide(state.candidates(entries), request, named=name is not None)
-    if prompt is not None:
-        counted = yield from _count(state, decision, prompt)
-        if counted:
-            exact = with_tokens(request, counted)
-            decision = decide(state.candidates(entries), exact, named=name is not None)
+    for _ in range(COUNT_ROUNDS if prompt is not None else 0):
+        counted = yield from _count(state, decision, prompt or "")
+        if not counted:
+            break
+        request = with_tokens(request, counted)
+        decision = decide(state.candidates(entries), request, named=name is not None)
     return decision
 
 
@@ -95,7 +97,7 @@ def _count(state: PoolState, decision: Decision, prompt: str) -> Flow[dict[str, 
     names += [r.spec.name for r in decision.rejected if r.reason == "context" and _near(r.need, r.have)]
     flows = []
     asked = []
-    for name in names[:MOST_COUNTS]:
+    for name in [n for n in names if n not in decision.request.prompt_tokens][:MOST_COUNTS]:
         entry = state.llm(name)
         health = state.known(entry)
         if health is None or health.state != "up":

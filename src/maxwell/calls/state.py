@@ -230,5 +230,7 @@ def budget_left(spec: LLMSpec | EmbeddingSpec, used: Used) -> tuple[int | None, 
 
 
 def with_tokens(request: Request, counted: Mapping[str, int]) -> Request:
-    """`request` with exact prompt sizes for some entries."""
-    return msgspec.structs.replace(request, prompt_tokens={**request.prompt_tokens, **counted})
+    """`request` with exact prompt sizes for some entries, and what they tell of the others'."""
+    known = {**request.prompt_tokens, **counted}
+    ratio = (request.prompt_bytes or 1) / max(1, *known.values())
+    return msgspec.structs.replace(request, prompt_tokens=known, bytes_per_token=ratio)

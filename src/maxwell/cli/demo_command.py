@@ -15,9 +15,8 @@ from typing import NoReturn
 
 import click
 
-from maxwell.cli.explain_command import _show as show_decision
-from maxwell.cli.explain_command import _why as why_chosen
-from maxwell.cli.list_command import _show as show_statuses
+from maxwell.cli.explain_command import show_decision, why_chosen
+from maxwell.cli.list_command import show_statuses
 from maxwell.cli.render import Column, hint, is_terminal, money, number, plural, say, table
 from maxwell.errors import MaxwellError, StreamBroken
 from maxwell.local.showcase import (

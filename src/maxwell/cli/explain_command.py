@@ -18,7 +18,7 @@ from maxwell.cli.requirement_options import (
     registry_option,
     requirement_options,
 )
-from maxwell.explain import Flip, flips, ways_out
+from maxwell.explain import Flip, flips
 from maxwell.lm_pool import LLMPool
 from maxwell.scheduler import Decision, Scored
 
@@ -87,23 +87,19 @@ def explain(
         with waiting("asking the servers"):
             pool.health()  # all of them: the choice itself stops asking once the winner is certain
             decision = pool.explain(name, **chosen_for)
-        out = _ways_out(pool, decision)
+        out = pool.ways_out(decision)
     if as_json:
         print_json(_as_json(decision, out))
     else:
-        _show(decision, out)
+        show_decision(decision, out)
     if decision.chosen is None:
         from maxwell.cli.app import EXIT_NOT_ELIGIBLE
 
         ctx.exit(EXIT_NOT_ELIGIBLE)
 
 
-def _ways_out(pool: LLMPool, decision: Decision) -> list[str]:
-    state = pool._state
-    return ways_out(state.candidates([state.llm(no.spec.name) for no in decision.rejected]), decision)
-
-
-def _show(decision: Decision, out: list[str]) -> None:
+def show_decision(decision: Decision, out: list[str]) -> None:
+    """Print the candidates, the rejected ones and what follows; `out` are the ways out where none is left."""
     if decision.ranked:
         columns = _BY_SPEED if _by_speed(decision) else _SCORED
         table(columns, [_row(scored, rank, decision) for rank, scored in enumerate(decision.ranked, 1)])
@@ -157,13 +153,14 @@ def _sentences(decision: Decision, out: list[str]) -> list[str]:
             return ["Nothing can be chosen: the registry declares no LLM."]
         lead = [f"Nothing can be chosen.{' Ways out:' if out else ''}"]
         return lead + [f"  - {way}" for way in out]
-    sentences = [_why(decision)]
+    sentences = [why_chosen(decision)]
     if not _by_speed(decision) and len(decision.ranked) > 1:
         sentences += _flip_sentences(flips(decision), decision.request.needs.time_cost_weight)
     return sentences
 
 
-def _why(decision: Decision) -> str:
+def why_chosen(decision: Decision) -> str:
+    """One sentence on why the best one is the best one."""
     best = decision.ranked[0]
     name = best.spec.name
     if decision.by == "name":

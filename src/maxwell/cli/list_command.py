@@ -72,7 +72,7 @@ def list_(as_json: bool, registry: str | None) -> None:
     if as_json:
         print_json([_as_json(status) for status in found])
     else:
-        _show(found)
+        show_statuses(found)
         if is_terminal(sys.stdout):
             say(f"from {file}", "dim")
     if problem:
@@ -89,7 +89,8 @@ def _ledger_problem(pool: LLMPool, found: Sequence[Status]) -> str:
     return ""
 
 
-def _show(found: Sequence[Status]) -> None:
+def show_statuses(found: Sequence[Status]) -> None:
+    """Print how every entry stands."""
     if not found:
         say("the registry declares no LLM and no embedding")
     elif not is_terminal(sys.stdout):

@@ -15,7 +15,6 @@ from maxwell import registry as reg
 from maxwell.errors import RegistryError
 from maxwell.registry.endpoints import api_key, key_problem
 
-EXIT_PROBLEMS = 1
 EXIT_REGISTRY = 3
 
 _SOURCES = {
@@ -32,14 +31,14 @@ path_argument = click.argument("path", required=False)
 
 
 @contextmanager
-def registry_errors(exit_code: int = EXIT_REGISTRY) -> Iterator[None]:
-    """Print a `RegistryError`, one line a problem, to stderr and end with `exit_code`."""
+def registry_errors() -> Iterator[None]:
+    """Print a `RegistryError` to stderr, one line a problem in the form editors jump to, and end."""
     try:
         yield
     except RegistryError as error:
         for line in error.lines():
-            click.echo(line, err=True)
-        raise SystemExit(exit_code) from None
+            click.echo(line if error.file else f"maxwell: error: {line}", err=True)
+        raise SystemExit(EXIT_REGISTRY) from None
 
 
 @click.group("registry")
@@ -59,11 +58,10 @@ def schema_command() -> None:
 def check_command(path: str | None, named: str | None) -> None:
     """Report every problem of a registry file at once.
 
-    Exit code 0: none; 1: the file has problems; 3: there is no file. Warnings do not change it.
+    Exit code 0: none; 3: the file has problems, or there is none. Warnings do not change it.
     """
     with registry_errors():
         located = reg.find(_one(path, named))
-    with registry_errors(EXIT_PROBLEMS):
         loaded = reg.load(located)
     warnings = reg.advise(loaded)
     for problem in warnings:

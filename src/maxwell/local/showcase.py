@@ -318,7 +318,7 @@ def _look(shell: _Shell) -> Iterator[Shown]:
     yield from shell.run("standing = pool.health()")
     yield Standing(shell.names["standing"])
     yield Note(
-        "The speeds were measured just now. paid-fast has a price, free-medium is tagged for coding, "
+        "Live speeds were measured just now. paid-fast has a price, free-medium is tagged for coding, "
         "free-slow reasons (so its entry says) and has the largest context. switched-off would be the "
         "fastest, but nothing listens at its address."
     )
