@@ -21,6 +21,7 @@ FLOORS = [
     ["scheduler", "health", "ledger", "backends"],
     ["registry", "tokens"],
     ["types", "errors", "clock"],
+    ["amounts"],
 ]
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 

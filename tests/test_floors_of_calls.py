@@ -1,4 +1,4 @@
-"""The floors inside `calls`: effects below, then the machines that perform them, and flows apart from both."""
+"""The floors inside `calls`: effects below, then the machines that perform them, flows apart from both."""
 
 from __future__ import annotations
 

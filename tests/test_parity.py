@@ -1,4 +1,4 @@
-"""The sync and the async face return the same, one of them awaited; `test_exports` compares what they take."""
+"""The sync and the async face return the same, one of them awaited; `test_exports` compares what goes in."""
 
 from __future__ import annotations
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +17,7 @@ from msgspec import Struct
 
 from maxwell.clock import Clock
 from maxwell.errors import Fault
+from maxwell.registry.files import write_atomically
 from maxwell.types import BackendName, HealthState, ServedModel
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ class HealthBook:
         # Single assignments only, which are atomic: no lock, so none can be held across a fork.
         self._known: dict[Endpoint, Health] = {}
         self._written: dict[Endpoint, float] = {}
+        self._claims: dict[Endpoint, threading.Lock] = {}
 
     def get(self, endpoint: Endpoint, now: float) -> Health | None:
         """The state at `now`, or None when nothing usable is known.
@@ -114,30 +115,47 @@ class HealthBook:
         """
         known = self._known.get(endpoint)
         if known is not None and 0 <= now - known.at <= FRESH_SECONDS:
-            return self._current(known, now)
+            return _current(known, now)
+        if known is not None and not _is_usable(known, now):
+            known = None
         shared = self._read(endpoint)
-        if shared is not None and (known is None or shared.at > known.at):
+        if shared is not None and _is_usable(shared, now) and (known is None or shared.at > known.at):
             self._known[endpoint] = known = shared
-        if known is None or not 0 <= now - known.at <= USABLE_SECONDS:
-            return None
-        return self._current(known, now)
+        return None if known is None else _current(known, now)
 
     def is_fresh(self, health: Health) -> bool:
         """Whether `health` needs no new probe yet."""
         return 0 <= self._clock.time() - health.at <= FRESH_SECONDS
 
-    @staticmethod
-    def _current(health: Health, now: float) -> Health:
-        """A rate limit that has run out is over without a probe."""
-        if health.state == "rate_limited" and health.until is not None and now >= health.until:
-            return msgspec.structs.replace(health, state="up", detail="", until=None)
-        return health
-
     def put(self, endpoint: Endpoint, health: Health) -> None:
-        """Record what was found out, for all processes."""
+        """Record what a probe found out, for all processes.
+
+        What a real call met while the probe was under way stands, and so does a rate limit that still
+        holds; the probe then adds what it learned of the server.
+        """
+        known = self._known.get(endpoint)
+        if known is not None and known.source == "call" and _outranks(known, health):
+            health = msgspec.structs.replace(
+                health,
+                state=known.state,
+                at=known.at,
+                detail=known.detail,
+                source="call",
+                until=known.until,
+                models=health.models or known.models,
+                family=health.family or known.family,
+            )
+        self._record(endpoint, health)
+
+    def _record(self, endpoint: Endpoint, health: Health) -> None:
         self._known[endpoint] = health
         self._written[endpoint] = health.at
-        self._write(endpoint, health)
+        if self._directory is None:
+            return
+        path = self._directory / endpoint.file_name
+        with contextlib.suppress(OSError):  # full or read-only disk: this process still knows
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(path, msgspec.json.encode(health), mode=0o600, durable=False)
 
     def note_success(self, endpoint: Endpoint) -> None:
         """A real call just succeeded: whatever a probe said, the endpoint is up."""
@@ -148,8 +166,9 @@ class HealthBook:
         else:
             health = msgspec.structs.replace(old, state="up", at=now, detail="", source="call", until=None)
         self._known[endpoint] = health
-        if old is None or old.state != "up" or now - self._written.get(endpoint, 0.0) > REWRITE_SECONDS:
-            self.put(endpoint, health)
+        written = self._written.get(endpoint, 0.0)
+        if old is None or old.state != "up" or not 0 <= now - written <= REWRITE_SECONDS:
+            self._record(endpoint, health)
 
     def note_fault(
         self, endpoint: Endpoint, kind: Fault, detail: str, retry_after: float | None = None
@@ -161,7 +180,7 @@ class HealthBook:
         now = self._clock.time()
         until = now + (RATE_LIMIT_SECONDS if retry_after is None else retry_after)
         old = self._known.get(endpoint) or Health(state=state, at=now)
-        self.put(
+        self._record(
             endpoint,
             msgspec.structs.replace(
                 old,
@@ -179,7 +198,7 @@ class HealthBook:
         The operating system gives it back when its holder dies.
         """
         if self._directory is None:
-            return contextlib.nullcontext()
+            return self._claim_here(endpoint)
         import filelock
 
         lock = filelock.FileLock(
@@ -190,9 +209,13 @@ class HealthBook:
             lock.acquire()
         except filelock.Timeout:
             return None
-        except OSError:  # a home that cannot be written: probing twice is better than not at all
-            return contextlib.nullcontext()
+        except OSError:  # a home that cannot be written: this process alone can keep order
+            return self._claim_here(endpoint)
         return _Held(lock)
+
+    def _claim_here(self, endpoint: Endpoint) -> contextlib.AbstractContextManager[object] | None:
+        lock = self._claims.setdefault(endpoint, threading.Lock())
+        return _Held(lock) if lock.acquire(blocking=False) else None
 
     def endpoints(self) -> Iterable[tuple[Endpoint, Health]]:
         """Everything known to this process."""
@@ -203,20 +226,29 @@ class HealthBook:
             return None
         try:
             return _decoder.decode((self._directory / endpoint.file_name).read_bytes())
-        except (OSError, msgspec.DecodeError):  # absent, half-written by an older version: not known
+        except (OSError, ValueError, msgspec.MsgspecError):  # absent or damaged: not known
             return None
 
-    def _write(self, endpoint: Endpoint, health: Health) -> None:
-        if self._directory is None:
-            return
-        try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self._directory, suffix=".tmp")
-            with os.fdopen(handle, "wb") as file:
-                file.write(msgspec.json.encode(health))
-            Path(temporary).replace(self._directory / endpoint.file_name)
-        except OSError:  # full or read-only disk: this process still knows
-            return
+
+def _current(health: Health, now: float) -> Health:
+    """A rate limit that has run out is over without a probe."""
+    if health.state == "rate_limited" and health.until is not None and now >= health.until:
+        return msgspec.structs.replace(health, state="up", detail="", until=None)
+    return health
+
+
+def _is_usable(health: Health, now: float) -> bool:
+    """Whether it still says anything. One from the future was written before the clock was set back."""
+    if now < health.at:
+        return False
+    return now - health.at <= USABLE_SECONDS or (health.until is not None and now < health.until)
+
+
+def _outranks(called: Health, probed: Health) -> bool:
+    """Whether what a call met counts more than what a probe found: it is newer, or still holds."""
+    if called.until is not None and called.at <= probed.at < called.until:
+        return True
+    return probed.at - (probed.seconds or 0.0) < called.at <= probed.at
 
 
 class _Held:

@@ -73,6 +73,15 @@ _OURS_WHY = {
 }
 _OURS = frozenset((*_OURS_WHY, "model", "messages", "stream"))
 
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "temperature": ((int, float), "a number"),
+    "seed": ((int,), "a whole number"),
+    "tools": ((list,), "a list of tool definitions"),
+    "tool_choice": ((str, dict), "a word or a dict"),
+    "grammar": ((str,), "GBNF text"),
+    "extra": ((dict,), "a dict of body fields"),
+}
+
 _BOOLEANS = ("vision", "reasoning", "code_specialized", "tools")
 
 
@@ -92,8 +101,7 @@ def requirements(needs: Mapping[str, Any]) -> Requirements:
         _positive(checked, key, int, "a whole number of tokens")
     _positive(checked, "min_speed", (int, float), "a number of tokens per second")
     if "tags" in checked:
-        tags = checked["tags"]
-        checked["tags"] = (tags,) if isinstance(tags, str) else tuple(tags)
+        checked["tags"] = _texts("tags", checked["tags"])
     if checked.get("tier", "free") not in get_args(Tier):
         raise ValueError(f"tier must be {', '.join(get_args(Tier))}, not {checked['tier']!r}")
     if "prompt" in checked:
@@ -143,13 +151,27 @@ def chat_call(messages: list[Message], options: Mapping[str, Any]) -> ChatCall:
     given = {key: value for key, value in options.items() if value is not None and key != "timeout"}
     _positive(given, "max_tokens", int, "a whole number of tokens")
     _positive(options, "timeout", (int, float), "a number of seconds")
+    for key, (kinds, words) in _KINDS.items():
+        if key in given and (not isinstance(given[key], kinds) or isinstance(given[key], bool)):
+            raise TypeError(f"{key} must be {words}, not {given[key]!r}")
     if not 0 <= given.get("temperature", 0.0) <= 2:
         raise ValueError(f"temperature must be from 0 to 2, not {given['temperature']!r}")
     for key in _OURS.intersection(given.get("extra", ())):
         raise ValueError(f"extra may not hold {key!r}: {_OURS_WHY.get(key, 'Maxwell sets it')}")
-    if isinstance(given.get("stop"), str):
-        given["stop"] = [given["stop"]]
+    if "stop" in given:
+        given["stop"] = list(_texts("stop", given["stop"]))
     return ChatCall(messages=messages, **given)
+
+
+def _texts(key: str, value: Any) -> tuple[str, ...]:
+    """One text or several, as several."""
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, Iterable) or isinstance(texts, Mapping | bytes):
+        raise TypeError(f"{key} must be texts, not {value!r}")
+    found = tuple(texts)
+    if not all(isinstance(text, str) for text in found):
+        raise TypeError(f"{key} must be texts, not {value!r}")
+    return found
 
 
 def _positive(values: Mapping[str, Any], key: str, kind: Any, words: str) -> None:

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from maxwell.types import Message
@@ -60,8 +61,8 @@ def _texts(messages: Iterable[Message]) -> Iterable[tuple[str, int]]:
         elif isinstance(content, list):
             for part in content:
                 yield _part(part)
-        for call in message.get("tool_calls") or ():
-            yield str(call.get("function", {}).get("arguments", "")), 0
+        if message.get("tool_calls"):
+            yield _json(message["tool_calls"]), 0
 
 
 def _part(part: Any) -> tuple[str, int]:
@@ -73,21 +74,27 @@ def _part(part: Any) -> tuple[str, int]:
     return "", 1
 
 
-def measure(messages: list[Message]) -> PromptSize:
+def _json(value: Any) -> str:
+    """`value` as a template may write it into the prompt."""
+    return msgspec.json.encode(value, enc_hook=str).decode()
+
+
+def measure(messages: list[Message], tools: list[dict[str, Any]] | None = None) -> PromptSize:
     """Size of a conversation; images count as images, never by their base64 length."""
-    total = images = 0
+    total = utf8_length(_json(tools)) if tools else 0
+    images = 0
     for text, pictures in _texts(messages):
         total += utf8_length(text)
         images += pictures
     return PromptSize(total, len(messages), images)
 
 
-def upper_bound(messages: list[Message]) -> int:
-    """More prompt tokens than any byte-level tokenizer makes of `messages`, template included.
+def upper_bound(messages: list[Message], tools: list[dict[str, Any]] | None = None) -> int:
+    """More prompt tokens than any byte-level tokenizer makes of a conversation, its template included.
 
     Some tokenizers normalise first, so the longer of the raw and the NFKC form counts.
     """
-    total = 0
+    total = text_upper_bound(_json(tools)) if tools else 0
     for text, pictures in _texts(messages):
         total += text_upper_bound(text) + pictures * IMAGE_TOKENS
     return total + (len(messages) + 1) * TEMPLATE_TOKENS_PER_MESSAGE

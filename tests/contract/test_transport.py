@@ -95,6 +95,20 @@ def test_idle_limit_starts_anew_with_each_piece(caller: Caller) -> None:
         assert read_all(caller.send(post(server.url), Limits(idle=0.7))) == EVENT * 4
 
 
+def test_idle_limit_runs_out_after_a_lively_start(caller: Caller) -> None:
+    def fade(peer: Peer, heard: Heard) -> None:
+        peer.send(CHUNKED)
+        for _ in range(2):
+            time.sleep(0.2)
+            peer.send(chunk(EVENT))
+        peer.until_gone()
+
+    with serving(fade) as server:
+        call = caller.send(post(server.url), Limits(idle=0.5))
+        assert [call.read(), call.read()] == [EVENT, EVENT]
+        assert failure(call.read).stage == "idle"
+
+
 def test_idle_limit_does_not_count_the_readers_own_pauses(caller: Caller) -> None:
     more = threading.Event()
 

@@ -93,14 +93,14 @@ def say_number(peer: Peer, heard: Heard) -> None:
     peer.send(whole(b"%d" % peer.number))
 
 
-def test_works_in_a_forked_child_and_in_its_parent(kind: str) -> None:
-    script = """
+@pytest.mark.parametrize("loop", ["own(caller)", "caller"], ids=["own loop", "inherited loop"])
+def test_works_in_a_forked_child_and_in_its_parent(kind: str, loop: str) -> None:
+    script = f"""
         print(read(send()), flush=True)
         child = os.fork()
         if child == 0:
-            caller = own(caller)
+            caller = {loop}
             print(read(send(caller=caller)), read(send(caller=caller)), flush=True)
-            caller.leave()
             os._exit(0)
         print(os.waitpid(child, 0)[1], read(send()), flush=True)
         caller.leave()

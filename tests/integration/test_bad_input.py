@@ -22,6 +22,7 @@ from maxwell.errors import (
     UnknownName,
 )
 from maxwell.lm_pool import LLMPool, get_embedding, get_lm
+from maxwell.registry.specs import Registry
 from maxwell.testing import FakeServer
 from maxwell.testing.fixtures import FakeServers, WriteRegistry
 
@@ -126,16 +127,23 @@ def test_a_named_registry_that_does_not_exist(maxwell_home: Path, monkeypatch: p
         get_embedding()
 
 
-def test_an_empty_pool(write_registry: WriteRegistry) -> None:
+def test_an_empty_registry(write_registry: WriteRegistry) -> None:
     write_registry()
-    with pytest.raises(NoEligibleLM, match="the registry declares none"):
+    with pytest.raises(RegistryError, match="declares no model; add an entry"):
         get_lm()
-    with pytest.raises(UnknownName, match="no LLM 'one'"):
-        get_lm("one")
-    with pytest.raises(NoEligibleLM, match="the registry declares none"):
-        get_embedding()
-    with pytest.raises(UnknownName, match="no embedding 'default'"):
-        get_embedding("default")
+
+
+def test_an_empty_pool(tmp_path: Path) -> None:
+    with LLMPool(Registry(), home=tmp_path) as pool:
+        with pytest.raises(NoEligibleLM, match="the registry declares none"):
+            pool.get_lm()
+        with pytest.raises(UnknownName, match="no LLM 'one'"):
+            pool.get_lm("one")
+        with pytest.raises(NoEligibleLM, match="the registry declares none"):
+            pool.get_embedding()
+        with pytest.raises(UnknownName, match="no embedding 'default'"):
+            pool.get_embedding("default")
+        assert pool.health() == []
 
 
 def test_a_name_of_the_other_kind(fake_server: FakeServers, write_registry: WriteRegistry) -> None:
@@ -186,7 +194,7 @@ def test_nothing_fits(fake_server: FakeServers, tmp_path: Path) -> None:
         assert "small: needs " in message
         assert "context is 512" in message
         assert "tokens to fit blind" in message
-        with pytest.raises(NoEligibleLM, match="blind: vision is required.*without vision=True: fits"):
+        with pytest.raises(NoEligibleLM, match="small: vision is required; blind: vision is required"):
             pool.get_lm(vision=True)
         with pytest.raises(NoEligibleLM, match="small: completes at most 128 tokens, 9,000 wanted"):
             pool.get_lm(prompt="Hello", max_completion=9000)
@@ -228,7 +236,7 @@ def test_a_requirement_that_is_none(
     assert server.requests == []
 
 
-@pytest.mark.parametrize("name", ["", " ", "onne", "ONE", "one\n", "x" * 10_000, "\ud800"])
+@pytest.mark.parametrize("name", ["", " ", "onne", "ONE", "one\n", "\ud800"])
 def test_an_unknown_name(fake_server: FakeServers, tmp_path: Path, name: str) -> None:
     with Calls(tmp_path, entry(fake_server(), "one")).pool() as pool:
         with pytest.raises(UnknownName, match="no LLM .*one") as caught:
@@ -283,8 +291,8 @@ def test_a_prompt_that_is_none(
         ({"stop": 5}, "stop"),
         ({"stop": [5]}, "stop"),
         ({"seed": "x"}, "seed"),
-        ({"tools": {}}, "tools"),
-        ({"extra": []}, "extra"),
+        ({"tools": "look"}, "tools"),
+        ({"extra": ["x"]}, "extra"),
         ({"grammar": 5}, "grammar"),
         ({"max_token": 5}, "unknown option 'max_token'; did you mean max_tokens"),
     ],

@@ -16,7 +16,7 @@ from maxwell.calls.aiohttp_transport import AiohttpTransport
 from maxwell.calls.effects import Limits, TransportError
 from maxwell.calls.probe import fetch
 from maxwell.calls.urllib3_transport import Urllib3Transport
-from maxwell.errors import AllAttemptsFailed, CallTimeout, StreamBroken
+from maxwell.errors import AllAttemptsFailed, BackendError, CallTimeout, StreamBroken
 from maxwell.testing import FakeServer, faults
 from maxwell.testing.fixtures import FakeServers
 from maxwell.types import HTTPRequest
@@ -181,6 +181,20 @@ def test_a_host_that_swallows_connections_is_left_in_time(fake_server: FakeServe
         began = time.monotonic()
         assert calls.ask("generate").text == "Here."
         assert time.monotonic() - began < SOON
+
+
+def test_looking_for_another_one_keeps_to_the_deadline(fake_server: FakeServers, tmp_path: Path) -> None:
+    # The state of the second is not known yet when the first has failed, and asking takes up to 2 s.
+    first, second = fake_server(), fake_server()
+    second.fail(NEVER, times=None, path="/health")
+    calls = Calls(tmp_path, entry(first, "first", 500), entry(second, "second"))
+    with calls.pool() as pool:
+        lm = pool.get_lm()
+        first.fail(faults.ServerError())
+        began = time.monotonic()
+        with pytest.raises(BackendError, match="first: "):
+            lm.generate("Hello", timeout=0.3)
+        assert time.monotonic() - began < 1.3
 
 
 def test_refused_attempts_take_no_time(fake_server: FakeServers, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing
 import os
@@ -448,13 +447,13 @@ def test_many_programs_may_open_a_new_ledger_at_once(tmp_path: Path) -> None:
             together.wait()
             ledger.settle(take(ledger, 1), 1, 0.0)
 
-    with ThreadPoolExecutor(6) as threads:
-        for i in range(8):
-            home, together = tmp_path / str(i), threading.Barrier(6)
-            for done in [threads.submit(first_use, home, together) for _ in range(6)]:
+    with ThreadPoolExecutor(8) as threads:
+        for i in range(40):
+            home, together = tmp_path / str(i), threading.Barrier(8)
+            for done in [threads.submit(first_use, home, together) for _ in range(8)]:
                 done.result()
             with closing(SQLiteLedger(home, SystemClock())) as ledger:
-                assert used(ledger) == Used(6)
+                assert used(ledger) == Used(8)
 
 
 def test_the_projection_is_right_when_all_have_closed(tmp_path: Path) -> None:
@@ -558,27 +557,64 @@ def test_a_child_that_does_nothing_harms_nothing(open_ledger: Callable[[], SQLit
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_what_a_child_books_outlives_its_parents_ledger(
+    home: Path, open_ledger: Callable[[], SQLiteLedger]
+) -> None:
+    """As when a program goes into the background: the child goes on and its parent leaves."""
+    ledger = open_ledger()
+    ledger.settle(take(ledger, 1), 1, 0.0)
+    has_reserved, may_settle = os.pipe(), os.pipe()
+
+    def child() -> None:
+        hold = take(ledger, 5)
+        os.write(has_reserved[1], b"x")
+        os.read(may_settle[0], 1)
+        ledger.settle(hold, 5, 0.0)
+        ledger.settle(take(ledger, 7), 7, 0.0)
+
+    pid = fork(child)
+    os.read(has_reserved[0], 1)
+    ledger.close()
+    os.write(may_settle[1], b"x")
+    status = ended(pid)
+    for end in (*has_reserved, *may_settle):
+        os.close(end)
+    assert (status, used(open_ledger())) == (0, Used(13))
+
+
+LOCKER = """
+import sqlite3, sys
+
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("CREATE TABLE other (x)")
+db.execute("BEGIN EXCLUSIVE")
+print("locked", flush=True)
+sys.stdin.readline()
+db.execute("COMMIT")
+db.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_fork_while_another_thread_opens_the_ledger_does_not_hang_the_child(
     home: Path, open_ledger: Callable[[], SQLiteLedger]
 ) -> None:
     ledger = open_ledger()
     home.mkdir()
-    with closing(sqlite3.connect(home / "ledger.db", isolation_level=None)) as blocker:
-        blocker.execute("CREATE TABLE other (x)")
-        blocker.execute("BEGIN EXCLUSIVE")
+    command = [sys.executable, "-c", LOCKER, str(home / "ledger.db")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as locker:
+        assert locker.stdin is not None
+        assert locker.stdout is not None
+        assert locker.stdout.readline() == "locked\n"
         opening = threading.Thread(target=lambda: ledger.used(MONDAY))
         opening.start()
         wait_until(lambda: is_inside_sqlite(opening))
-
-        def child() -> None:
-            # It may find the file busy, but it may not wait for a thread that is not there.
-            with contextlib.suppress(LedgerError):
-                ledger.used(MONDAY)
-
-        pid = fork(child, seconds=4.0)
-        blocker.execute("COMMIT")
+        unlock = threading.Timer(0.2, locker.communicate, ["go\n"])
+        unlock.start()
+        status = ended(fork(lambda: ledger.used(MONDAY), seconds=4.0))
         opening.join()
-    assert ended(pid) == 0
+        unlock.join()
+    assert status == 0
 
 
 def is_inside_sqlite(thread: threading.Thread) -> bool:

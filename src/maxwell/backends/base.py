@@ -275,7 +275,11 @@ class Backend:
 
     def _post(self, url: str, body: Any, key: str | None, accept: str = "application/json") -> HTTPRequest:
         headers = {"content-type": "application/json", **_headers(key, accept)}
-        return HTTPRequest("POST", url, headers, msgspec.json.encode(body))
+        try:
+            encoded = msgspec.json.encode(body)
+        except UnicodeEncodeError:
+            raise ValueError("the text to send is not valid Unicode: it holds half a character") from None
+        return HTTPRequest("POST", url, headers, encoded)
 
     def _get(self, url: str, key: str | None) -> HTTPRequest:
         return HTTPRequest("GET", url, _headers(key, "application/json"))

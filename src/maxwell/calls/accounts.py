@@ -17,7 +17,7 @@ LEAST_COMPLETION = 64  # a shrunken completion below this is of no use to anybod
 
 def cost_usd(spec: Spec, usage: Usage) -> float:
     """Price of `usage` by the registry, in US dollars; cached prompt tokens at their own price."""
-    cached = usage.cached_tokens or 0
+    cached = min(usage.cached_tokens or 0, usage.prompt_tokens)
     if not isinstance(spec, LLMSpec):
         return spec.cost_per_1k_tokens * usage.total_tokens / 1000
     return (
@@ -39,11 +39,14 @@ def worst_usd(spec: Spec, prompt: int, completion: int) -> float:
 class Account:
     """The books of one attempt. Settle or release it exactly once; a second time changes nothing."""
 
-    def __init__(self, state: PoolState, spec: Spec, hold: Hold | None, max_tokens: int) -> None:
+    def __init__(
+        self, state: PoolState, spec: Spec, hold: Hold | None, held_tokens: int, max_tokens: int
+    ) -> None:
         self.max_tokens = max_tokens
         self._state = state
         self._spec = spec
         self._hold = hold
+        self._held_tokens = held_tokens
         self._day = state.today()
         self._closed = False
 
@@ -66,7 +69,7 @@ class Account:
         """
         spec = entry.spec
         if not has_budget(spec):
-            return cls(state, spec, None, max_tokens)
+            return cls(state, spec, None, 0, max_tokens)
         day = state.today()
         while True:
             usd = worst_usd(spec, prompt, max_tokens)
@@ -79,13 +82,14 @@ class Account:
                     most_tokens=spec.daily_budget_tokens,
                     most_usd=spec.daily_budget_usd,
                 )
-                return cls(state, spec, hold, max_tokens)
+                return cls(state, spec, hold, prompt + max_tokens, max_tokens)
             except NoRoom as full:
                 left = budget_left(spec, full.used)
-                room = _room(spec, left, prompt)
-                if not may_shrink or not LEAST_COMPLETION <= room < max_tokens:
+                # One token fewer each time round at least: a sum of dollars may be off by its last digit.
+                room = min(_room(spec, left, prompt), max_tokens - 1)
+                if not may_shrink or room < LEAST_COMPLETION:
                     raise _exceeded(state, spec, left, prompt + max_tokens, usd) from None
-                max_tokens = room  # smaller each time round, so this ends
+                max_tokens = room
 
     def settle(self, usage: Usage) -> float:
         """Book `usage`; returns its price in US dollars."""
@@ -95,6 +99,7 @@ class Account:
         self._closed = True
         try:
             if self._hold is not None:
+                self._look_at_excess(usage)
                 self._state.ledger.settle(self._hold, usage.total_tokens, usd)
             else:
                 self._state.ledger.book(self._spec.name, self._day, usage.total_tokens, usd)
@@ -102,6 +107,15 @@ class Account:
             # The reply is there and must not be lost; a hold stays, so the budget is not passed.
             log.warning("%s: %d tokens could not be booked: %s", self._spec.name, usage.total_tokens, error)
         return usd
+
+    def _look_at_excess(self, usage: Usage) -> None:
+        excess = usage.total_tokens - self._held_tokens
+        if excess > 0:  # the truth is booked, and it may be more than the budget allowed
+            log.warning(
+                "%s: used %d tokens more than were reserved for the call; does its server obey max_tokens?",
+                self._spec.name,
+                excess,
+            )
 
     def release(self) -> None:
         """Nothing was used: give the hold back."""

@@ -102,7 +102,7 @@ class AiohttpTransport:
         for known, other in list(self._homes.items()):
             if known.is_closed():  # without shutting down: nothing ended its session
                 self._homes.pop(known, None)
-                await other.session.close()
+                await other.end()
         return home
 
     async def _ask(self, home: _Home, request: HTTPRequest, target: str, flight: _Flight) -> AiohttpExchange:
@@ -152,18 +152,6 @@ class AiohttpTransport:
 
 class AiohttpExchange:
     """A response being read."""
-
-    __slots__ = (
-        "__weakref__",
-        "_content",
-        "_cut",
-        "_flight",
-        "_over",
-        "_response",
-        "_watch",
-        "headers",
-        "status",
-    )
 
     def __init__(self, response: aiohttp.ClientResponse, flight: _Flight) -> None:
         self._response = response
@@ -243,7 +231,14 @@ class _Home:
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self.session = session
+        self.process = os.getpid()
         self.exchanges: weakref.WeakSet[AiohttpExchange] = weakref.WeakSet()
+
+    async def end(self) -> None:
+        """Cut what is open, or its readers would wait for ever, and close every connection."""
+        for exchange in list(self.exchanges):
+            exchange.close()
+        await self.session.close()
 
 
 async def _until_shutdown(
@@ -253,29 +248,13 @@ async def _until_shutdown(
     try:
         yield
     finally:
-        homes.pop(loop, None)
-        for exchange in list(home.exchanges):  # or their readers would wait for ever
-            exchange.close()
-        await home.session.close()
+        if home.process == os.getpid():  # else it is the parent's
+            homes.pop(loop, None)
+            await home.end()
 
 
 class _Flight:
     """One request under way: its limits, the connection it got, and whether that had been used before."""
-
-    __slots__ = (
-        "ends",
-        "limits",
-        "loop",
-        "process",
-        "protocol",
-        "reuse",
-        "reused",
-        "seconds",
-        "server",
-        "stage",
-        "timer",
-        "wire",
-    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, server: Server, limits: Limits) -> None:
         self.loop = loop
@@ -328,8 +307,12 @@ class _Flight:
     def shut_down(self) -> None:
         """Tell the server that it is over, even if the loop does not run or a forked child holds a copy."""
         assert self.wire is not None
-        with contextlib.suppress(Exception):  # other kinds of loop may not let us
-            self.wire.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        # By way of a copy: not every kind of loop lets its own socket be shut down.
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(fileno=os.dup(self.wire.get_extra_info("socket").fileno())) as copy,
+        ):
+            copy.shutdown(socket.SHUT_RDWR)
 
 
 _current: ContextVar[_Flight] = ContextVar("_current")

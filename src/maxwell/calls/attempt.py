@@ -13,6 +13,7 @@ from maxwell.calls.reply import Reply
 from maxwell.calls.state import Entry, PoolState
 from maxwell.errors import BackendError, StatusError
 from maxwell.registry.specs import LLMSpec, Spec
+from maxwell.scheduler import Candidate
 from maxwell.tokens import measure, upper_bound
 from maxwell.types import ChatCall, HTTPRequest
 
@@ -44,15 +45,16 @@ def attempt(
     assert isinstance(spec, LLMSpec)
     backend = entry.backend()
     _check_possible(entry, backend, chat)
-    likely = measure(chat.messages).estimate()
-    cap = _completion_cap(entry, chat.max_tokens or most, likely)
-    account = Account.open(state, entry, upper_bound(chat.messages), cap, may_shrink=chat.max_tokens is None)
+    likely = measure(chat.messages, chat.tools).estimate()
+    cap = _completion_cap(state.candidate(entry), chat.max_tokens or most, likely)
+    prompt = upper_bound(chat.messages, chat.tools)
+    account = Account.open(state, entry, prompt, cap, may_shrink=chat.max_tokens is None)
     reply = Reply(spec, likely, state.clock.monotonic())
-    sent = True  # from here on the server may be working for us, whatever becomes of this call
+    sent = False
     try:
-        request = backend.chat(
-            spec, msgspec.structs.replace(chat, max_tokens=account.max_tokens), entry.endpoint.key
-        )
+        capped = msgspec.structs.replace(chat, max_tokens=account.max_tokens)
+        request = backend.chat(spec, capped, entry.endpoint.key)
+        sent = True  # from here on the server may be working for us, whatever becomes of this call
         exchange = yield from _open(state, entry, backend, request, limits_for(state, spec, deadline))
         yield from read(
             exchange, backend, reply, state.clock.monotonic, emit=emit, secrets=entry.endpoint.secrets
@@ -84,10 +86,8 @@ def _check_possible(entry: Entry, backend: Backend, chat: ChatCall) -> None:
         raise StatusError(f"backend {backend.name} does not obey grammars", llm=name, kind="unsupported")
 
 
-def _completion_cap(entry: Entry, wanted: int | None, prompt: int) -> int:
+def _completion_cap(candidate: Candidate, wanted: int | None, prompt: int) -> int:
     """How many completion tokens to ask for: the caller's word, within the model's cap and context."""
-    candidate = entry.candidate
-    assert candidate is not None
     most = candidate.spec.capabilities.max_tokens
     return max(1, min(wanted or most, most, candidate.context - prompt))
 

@@ -101,8 +101,7 @@ def _next(
     yield from learn(state, untried, request)
     candidates = state.candidates(untried)
     if failed and failed[-1].kind == "context_overflow":
-        failing = state.llm(failed[-1].llm).candidate
-        least = failing.context if failing else 0
+        least = state.candidate(state.llm(failed[-1].llm)).context
         candidates = [c for c in candidates if c.context > least]
     best = decide(candidates, request).chosen
     return None if best is None else state.llm(best.spec.name)

@@ -93,9 +93,10 @@ def _embed_batch(
     worst = sum(text_upper_bound(text) for text in batch)
     account = Account.open(state, entry, worst, 0, may_shrink=False)
     used = Usage(sum(estimate(utf8_length(text)) for text in batch), 0, estimated=True)
-    sent = True
+    sent = False
     try:
         request = backend.embed(spec, inputs, entry.endpoint.key, truncate_to=truncate_to)
+        sent = True  # from here on the server may be working for us, whatever becomes of this call
         status, headers, body = yield from fetch(request, limits_for(state, spec, deadline), MOST_REPLY)
         if status != 200:
             sent = False
@@ -134,11 +135,7 @@ def _limit(entry: Entry, health: Health | None) -> int:
     """Most tokens of one input: the declared number, or the server's when smaller."""
     spec = entry.spec
     assert isinstance(spec, EmbeddingSpec)
-    told = None
-    if health is not None:
-        served = entry.backend(health).serves(spec.model, health.models)
-        told = (served.context if served else None) or health.context
-    return min(spec.max_context, told or spec.max_context)
+    return min(spec.max_context, entry.told_context(health) or spec.max_context)
 
 
 def _check_dimension(spec: EmbeddingSpec, vectors: list[list[float]]) -> None:

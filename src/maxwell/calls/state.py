@@ -18,7 +18,7 @@ from maxwell.health import Endpoint, Health, HealthBook
 from maxwell.ledger import Ledger, Used, budget_day, resets_at, zone
 from maxwell.registry.endpoints import api_key, key_problem, root
 from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Registry, Spec
-from maxwell.scheduler import Candidate, Decision, Reason, Request, decide
+from maxwell.scheduler import Candidate, Decision, Request, decide
 
 
 class Entry:
@@ -31,7 +31,7 @@ class Entry:
         key_problem: Why there is no key although one is needed, or None.
     """
 
-    __slots__ = ("_declared", "_seen", "candidate", "endpoint", "index", "key_problem", "spec")
+    __slots__ = ("_declared", "_latest", "endpoint", "index", "key_problem", "spec")
 
     def __init__(self, spec: Spec, index: int, registry: Registry, environ: Mapping[str, str]) -> None:
         self.spec = spec
@@ -39,8 +39,8 @@ class Entry:
         self.endpoint = Endpoint(root(spec.api_base), spec.backend, api_key(spec, registry, environ))
         self.key_problem = key_problem(spec, registry, environ)
         self._declared = get_backend(spec.backend or "openai")
-        self._seen: object = self  # no health looks like this: the first refresh always takes place
-        self.candidate = Candidate(spec=spec, index=index) if isinstance(spec, LLMSpec) else None
+        # What was known and how the scheduler saw it, replaced as one so that threads never mix two.
+        self._latest: tuple[Health | None, Candidate] | None = None
 
     def backend(self, health: Health | None = None) -> Backend:
         """How to speak to it; an entry that names no backend is spoken to as what its server says it is."""
@@ -62,31 +62,33 @@ class Entry:
         served = ", ".join(m.id for m in health.models[:3]) + (", ..." if len(health.models) > 3 else "")
         return "model_missing", f"{self.endpoint.root} does not serve {self.spec.model}; it serves {served}"
 
-    def refresh(self, health: Health | None) -> Candidate:
-        """This LLM as the scheduler is to see it."""
-        candidate = self.candidate
-        assert candidate is not None
-        if health is self._seen:
-            return candidate
-        can = candidate.spec.capabilities
-        reason, words = self.blocked_by(health)
-        candidate.blocked = reason or None  # type: ignore[assignment]
-        candidate.state = "unknown" if health is None else health.state
-        candidate.detail = words or ("no answer to the health check" if health is None else health.detail)
-        told = None
-        if health is not None:
-            served = self.backend(health).serves(self.spec.model, health.models)
-            told = (served.context if served else None) or health.context
-        candidate.context = min(can.max_context, told or can.max_context)
-        candidate.honours_grammar = self.backend(health).honours_grammar
-        self._seen = health
-        return candidate
+    def told_context(self, health: Health | None) -> int | None:
+        """Context of one request as the server tells it, in tokens; None = it does not."""
+        if health is None:
+            return None
+        served = self.backend(health).serves(self.spec.model, health.models)
+        return (served.context if served else None) or health.context
 
-    def block(self, reason: Reason, words: str) -> None:
-        """Keep this LLM out of the decision at hand; the next `refresh` looks again."""
-        assert self.candidate is not None
-        self.candidate.blocked, self.candidate.detail = reason, words
-        self._seen = self
+    def refresh(self, health: Health | None) -> Candidate:
+        """This LLM as the scheduler is to see it. The value is shared: replace it, never change it."""
+        latest = self._latest
+        if latest is not None and latest[0] is health:
+            return latest[1]
+        spec = self.spec
+        assert isinstance(spec, LLMSpec)
+        declared = spec.capabilities.max_context
+        reason, words = self.blocked_by(health)
+        candidate = Candidate(
+            spec=spec,
+            index=self.index,
+            state="unknown" if health is None else health.state,
+            detail=words or ("no answer to the health check" if health is None else health.detail),
+            blocked=reason or None,  # type: ignore[arg-type]
+            context=min(declared, self.told_context(health) or declared),
+            honours_grammar=self.backend(health).honours_grammar,
+        )
+        self._latest = (health, candidate)
+        return candidate
 
 
 class PoolState:
@@ -118,7 +120,7 @@ class PoolState:
         self.llms = [Entry(spec, i, registry, environ) for i, spec in enumerate(registry.llms)]
         self.embeddings = [Entry(spec, i, registry, environ) for i, spec in enumerate(registry.embeddings)]
         self._by_name = {e.spec.name: e for e in (*self.llms, *self.embeddings)}
-        self._budgeted = [e for e in self.llms if has_budget(e.spec)]
+        self._has_budgets = any(has_budget(e.spec) for e in self.llms)
         self._environ = environ
         self._keys = self._found_keys()
 
@@ -180,30 +182,25 @@ class PoolState:
             f"daily budget is used up; it resets in {duration(resets_at(now, self.zone).timestamp() - now)}"
         )
 
+    def candidate(self, entry: Entry) -> Candidate:
+        """One LLM entry as it stands now, budgets left aside."""
+        return entry.refresh(self.known(entry))
+
     def candidates(self, entries: Iterable[Entry]) -> list[Candidate]:
         """LLM entries as they stand now: health, real context, budget left."""
         now = self.clock.time()
         get = self.health.get
         found = [entry.refresh(get(entry.endpoint, now)) for entry in entries]
-        if self._budgeted:
-            self._fill_budgets(now)
-        return found
+        return self._with_budgets(found, now) if self._has_budgets else found
 
-    def _fill_budgets(self, now: float) -> None:
+    def _with_budgets(self, found: list[Candidate], now: float) -> list[Candidate]:
+        resets_in = resets_at(now, self.zone).timestamp() - now
         try:
             books = self.ledger.used(self.today(now))
         except LedgerError as error:
             # Fail closed: without books nothing with a budget may be called.
-            for entry in self._budgeted:
-                entry.block("budget_unknown", str(error))
-            return
-        resets_in = resets_at(now, self.zone).timestamp() - now
-        for entry in self._budgeted:
-            candidate = entry.candidate
-            assert candidate is not None
-            left = budget_left(candidate.spec, books.get(candidate.spec.name, Used()))
-            candidate.tokens_left, candidate.usd_left = left
-            candidate.resets_in = resets_in
+            return [_without_books(c, str(error)) if has_budget(c.spec) else c for c in found]
+        return [_within_budget(c, books, resets_in) if has_budget(c.spec) else c for c in found]
 
     def decide(self, request: Request, *, name: str | None = None) -> Decision:
         """Choose among what is known now; endpoints never asked count as down."""
@@ -218,6 +215,15 @@ class PoolState:
 def has_budget(spec: Spec) -> bool:
     """Whether the entry may use only so much a day."""
     return spec.daily_budget_tokens is not None or spec.daily_budget_usd is not None
+
+
+def _without_books(candidate: Candidate, words: str) -> Candidate:
+    return msgspec.structs.replace(candidate, blocked="budget_unknown", detail=words)
+
+
+def _within_budget(candidate: Candidate, books: Mapping[str, Used], resets_in: float) -> Candidate:
+    tokens, usd = budget_left(candidate.spec, books.get(candidate.spec.name, Used()))
+    return msgspec.structs.replace(candidate, tokens_left=tokens, usd_left=usd, resets_in=resets_in)
 
 
 def budget_left(spec: LLMSpec | EmbeddingSpec, used: Used) -> tuple[int | None, float | None]:

@@ -71,7 +71,7 @@ def _status(state: PoolState, entry: Entry, books: dict[str, Used] | None, reset
     spec, health = entry.spec, state.known(entry)
     is_llm = isinstance(spec, LLMSpec)
     declared = spec.capabilities.max_context if isinstance(spec, LLMSpec) else spec.max_context
-    told = _told_context(entry, health)
+    told = entry.told_context(health)
     used = None if books is None else books.get(spec.name, Used())
     left = (None, None) if used is None else budget_left(spec, used)
     return Status(
@@ -87,13 +87,6 @@ def _status(state: PoolState, entry: Entry, books: dict[str, Used] | None, reset
         resets_in=resets_in,
         remarks=tuple(_remarks(entry, health, declared, told)),
     )
-
-
-def _told_context(entry: Entry, health: Health | None) -> int | None:
-    if health is None:
-        return None
-    served = entry.backend(health).serves(entry.spec.model, health.models)
-    return (served.context if served else None) or health.context
 
 
 def _remarks(entry: Entry, health: Health | None, declared: int, told: int | None) -> list[str]:

@@ -79,7 +79,6 @@ def _perform(effect: Any, transport: SyncTransport, opened: list[SyncExchange]) 
 
 def _gather(effect: Gather, transport: SyncTransport) -> list[Any]:
     """Run the flows on daemon threads; those that outlast the wait end by their own limits."""
-    results: list[Any] = [None] * len(effect.flows)
     waiting: queue.SimpleQueue[tuple[int, Flow[Any]]] = queue.SimpleQueue()
     finished: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
     for item in enumerate(effect.flows):
@@ -98,6 +97,12 @@ def _gather(effect: Gather, transport: SyncTransport) -> list[Any]:
 
     for _ in range(min(len(effect.flows), MOST_THREADS)):
         threading.Thread(target=work, name="maxwell-gather", daemon=True).start()
+    return _collect(effect, finished)
+
+
+def _collect(effect: Gather, finished: queue.SimpleQueue[tuple[int, Any]]) -> list[Any]:
+    """Results as they come in, until it is enough or too late."""
+    results: list[Any] = [None] * len(effect.flows)
     deadline = time.monotonic() + effect.seconds
     for _ in effect.flows:
         if effect.enough():
@@ -106,5 +111,8 @@ def _gather(effect: Gather, transport: SyncTransport) -> list[Any]:
             index, result = finished.get(timeout=max(deadline - time.monotonic(), 0.0))
         except queue.Empty:
             break
+        results[index] = result
+    while not finished.empty():  # what came in while `enough` was asked
+        index, result = finished.get()
         results[index] = result
     return results

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from maxwell.errors import LedgerError
 
-__all__ = ["Hold", "Ledger", "LedgerError", "NoRoom", "Used", "budget_day", "resets_at", "zone"]
+__all__ = ["Hold", "Ledger", "LedgerError", "NoRoom", "Used", "budget_day", "has_room", "resets_at", "zone"]
 
 
 class Used(Struct, frozen=True):
@@ -84,6 +84,13 @@ class Ledger(Protocol):
 
     def close(self) -> None:
         """`flush`, and let go of the store. It can be used again."""
+
+
+def has_room(used: Used, tokens: int, usd: float, most_tokens: int | None, most_usd: float | None) -> bool:
+    """Whether a call of that size still fits the budgets."""
+    if most_tokens is not None and used.tokens + used.held_tokens + tokens > most_tokens:
+        return False
+    return most_usd is None or used.usd + used.held_usd + usd <= most_usd
 
 
 def zone(name: str | None) -> tzinfo | None:

@@ -6,7 +6,7 @@ import threading
 import uuid
 from datetime import date
 
-from maxwell.ledger import Hold, NoRoom, Used
+from maxwell.ledger import Hold, NoRoom, Used, has_room
 
 
 class MemoryLedger:
@@ -30,9 +30,7 @@ class MemoryLedger:
         """See `Ledger.reserve`."""
         with self._lock:
             used = self._used(day).get(name, Used())
-            if (most_tokens is not None and used.tokens + used.held_tokens + tokens > most_tokens) or (
-                most_usd is not None and used.usd + used.held_usd + usd > most_usd
-            ):
+            if not has_room(used, tokens, usd, most_tokens, most_usd):
                 raise NoRoom(used)
             hold = Hold(uuid.uuid4().hex, name, day)
             self._held[hold.id] = (hold, tokens, usd)

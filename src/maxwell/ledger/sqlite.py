@@ -1,29 +1,36 @@
 """The ledger of one user: SQLite in `~/.maxwell/ledger.db`, shared by all processes.
 
 `llm_usage.json` beside it is a projection for people and other programs: {"name": {"YYYY-MM-DD": tokens}}.
-It is read once, where no ledger exists yet, and from then on only written.
+It is read once, where the ledger is empty yet, and from then on only written.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
+import multiprocessing.util
 import os
 import sqlite3
-import tempfile
 import threading
 import uuid
+import weakref
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from maxwell.clock import Clock
-from maxwell.ledger import Hold, LedgerError, NoRoom, Used
+from maxwell.ledger import Hold, LedgerError, NoRoom, Used, has_room
+from maxwell.registry.files import write_atomically
+
+log = logging.getLogger("maxwell")
 
 PROJECTION_SECONDS = 1.0  # llm_usage.json is rewritten at most this often, and at exit
 BUSY_SECONDS = 5.0
+_VERSION = 1
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS day (
@@ -47,6 +54,8 @@ INSERT INTO day (name, day, tokens, usd) VALUES (?, ?, ?, ?)
 ON CONFLICT (name, day) DO UPDATE SET tokens = tokens + excluded.tokens, usd = usd + excluded.usd
 """
 
+_Books = dict[str, dict[date, Annotated[int, msgspec.Meta(ge=0)]]]
+
 
 class SQLiteLedger:
     """Books in `home`. Safe from any thread and across forks; opens its file at first use.
@@ -60,6 +69,7 @@ class SQLiteLedger:
         self._home = home
         self._clock = clock
         self.start_afresh()
+        _all.add(self)
 
     def start_afresh(self) -> None:
         """Forget the connection and what is pending: a forked child does, whose parent still has both."""
@@ -67,7 +77,7 @@ class SQLiteLedger:
         self._connection: sqlite3.Connection | None = None
         self._pending: dict[tuple[str, str], tuple[int, float]] = {}
         self._flushed = self._clock.monotonic()
-        self._projected = False
+        self._changed = False
         _in_use.discard(self)
 
     def reserve(
@@ -84,9 +94,7 @@ class SQLiteLedger:
         hold = Hold(uuid.uuid4().hex, name, day)
         with self._transaction() as db:
             used = self._used(db, day).get(name, Used())
-            if (most_tokens is not None and used.tokens + used.held_tokens + tokens > most_tokens) or (
-                most_usd is not None and used.usd + used.held_usd + usd > most_usd
-            ):
+            if not has_room(used, tokens, usd, most_tokens, most_usd):
                 raise NoRoom(used)
             db.execute(
                 "INSERT INTO hold (id, name, day, tokens, usd, pid) VALUES (?, ?, ?, ?, ?, ?)",
@@ -99,7 +107,8 @@ class SQLiteLedger:
         with self._transaction() as db:
             if db.execute("DELETE FROM hold WHERE id = ?", (hold.id,)).rowcount:
                 db.execute(_ADD, (hold.name, hold.day.isoformat(), tokens, usd))
-        self._project_soon()
+                self._changed = True
+        self._flush_if_due()
 
     def release(self, hold: Hold) -> None:
         """See `Ledger.release`."""
@@ -113,7 +122,7 @@ class SQLiteLedger:
             old_tokens, old_usd = self._pending.get(key, (0, 0.0))
             self._pending[key] = (old_tokens + tokens, old_usd + usd)
             _in_use.add(self)
-        self._project_soon()
+        self._flush_if_due()
 
     def used(self, day: date) -> dict[str, Used]:
         """See `Ledger.used`."""
@@ -129,72 +138,78 @@ class SQLiteLedger:
         """See `Ledger.flush`."""
         with self._lock:
             self._flushed = self._clock.monotonic()
-            if self._pending:
-                pending = [(name, day, *amounts) for (name, day), amounts in self._pending.items()]
+            if self._pending or self._changed:
+                # In one transaction with its reading, so that an older projection never replaces a newer one.
                 with self._transaction() as db:
-                    db.executemany(_ADD, pending)
-                self._pending.clear()
-                self._projected = False
-            if not self._projected and self._connection is not None:
-                self._write_projection()
-
-    def flush_quietly(self) -> None:
-        """`flush`, where an error has nobody to go to."""
-        with contextlib.suppress(LedgerError):
-            self.flush()
+                    self._write_projection(db)
+                self._changed = False
 
     def close(self) -> None:
         """Write everything down and close the file. The ledger can be used again."""
         with self._lock:
-            self.flush()
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
-            _in_use.discard(self)
+            try:
+                self.flush()
+            finally:
+                if self._connection is not None:
+                    self._connection.close()
+                    self._connection = None
+                if not self._pending:
+                    _in_use.discard(self)
 
-    def _project_soon(self) -> None:
-        with self._lock:
-            self._projected = False
-            due = self._clock.monotonic() - self._flushed >= PROJECTION_SECONDS
-        if due:
-            self.flush_quietly()
+    def _flush_if_due(self) -> None:
+        if self._clock.monotonic() - self._flushed < PROJECTION_SECONDS:
+            return
+        try:
+            self.flush()
+        except LedgerError as error:  # the books keep it; whoever needs them to be right is told by them
+            log.warning("usage could not be written down yet: %s", error)
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
             self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
             path = self._home / "ledger.db"
-            is_new = not path.exists()
             db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             try:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("PRAGMA synchronous = NORMAL")
-                db.executescript(_SCHEMA)
-                if is_new:
-                    self._import(db)
-            except sqlite3.Error:
+                if db.execute("PRAGMA user_version").fetchone()[0] < _VERSION:
+                    self._begin_books(db)
+            except BaseException:
                 db.close()
                 raise
             self._connection = db
             _in_use.add(self)
         return self._connection
 
-    def _import(self, db: sqlite3.Connection) -> None:
-        """Take over the usage that an earlier `llm_usage.json` holds, once."""
-        try:
-            text = (self._home / "llm_usage.json").read_bytes()
-        except FileNotFoundError:
-            return
-        try:
-            books = msgspec.json.decode(text, type=dict[str, dict[date, int]])
-        except msgspec.DecodeError as error:
-            raise LedgerError(
-                f"{self._home / 'llm_usage.json'} is not {{name: {{YYYY-MM-DD: tokens}}}} ({error}); "
-                "mend it or move it away"
-            ) from error
-        rows = [(name, day.isoformat(), n, 0.0) for name, days in books.items() for day, n in days.items()]
+    def _begin_books(self, db: sqlite3.Connection) -> None:
+        """Make the tables and take over what an earlier `llm_usage.json` holds: once, all or nothing."""
         db.execute("BEGIN IMMEDIATE")
-        db.executemany("INSERT OR IGNORE INTO day (name, day, tokens, usd) VALUES (?, ?, ?, ?)", rows)
+        try:
+            if db.execute("PRAGMA user_version").fetchone()[0] < _VERSION:  # nobody else was first
+                for statement in _SCHEMA.split(";"):
+                    db.execute(statement)
+                rows = [
+                    (name, day.isoformat(), tokens, 0.0)
+                    for name, days in self._earlier_usage().items()
+                    for day, tokens in days.items()
+                ]
+                db.executemany(_ADD, rows)
+                db.execute(f"PRAGMA user_version = {_VERSION}")
+        except BaseException:
+            db.execute("ROLLBACK")
+            raise
         db.execute("COMMIT")
+
+    def _earlier_usage(self) -> _Books:
+        file = self._home / "llm_usage.json"
+        try:
+            return msgspec.json.decode(file.read_bytes(), type=_Books)
+        except FileNotFoundError:
+            return {}
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise LedgerError(
+                f"{file} is not {{name: {{YYYY-MM-DD: tokens}}}} ({error}); mend it or move it away"
+            ) from error
 
     @contextlib.contextmanager
     def _failing_clearly(self) -> Iterator[None]:
@@ -207,39 +222,41 @@ class SQLiteLedger:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """One writer at a time from the first statement on, so that a check and its write are one step."""
+        """One writer at a time from the first statement on, so that a check and its write are one step.
+
+        What is pending is written first: it counts.
+        """
         with self._lock, self._failing_clearly():
             db = self._open()
             db.execute("BEGIN IMMEDIATE")
+            pending = [(name, day, *amounts) for (name, day), amounts in self._pending.items()]
             try:
+                db.executemany(_ADD, pending)
                 yield db
+                db.execute("COMMIT")
             except BaseException:
-                db.execute("ROLLBACK")
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
                 raise
-            db.execute("COMMIT")
+            if pending:
+                self._pending.clear()
+                self._changed = True
 
     @staticmethod
     def _used(db: sqlite3.Connection, day: date) -> dict[str, Used]:
         return {row[0]: Used(*row[1:]) for row in db.execute(_USED, {"day": day.isoformat()})}
 
-    def _write_projection(self) -> None:
-        """Rewrite `llm_usage.json` from the books, replacing it whole."""
-        with self._failing_clearly():
-            books: dict[str, dict[str, int]] = {}
-            for name, day, tokens in self._open().execute(
-                "SELECT name, day, tokens FROM day ORDER BY name, day"
-            ):
-                books.setdefault(name, {})[day] = tokens
-            handle, temporary = tempfile.mkstemp(dir=self._home, prefix=".llm_usage.", suffix=".tmp")
-            with os.fdopen(handle, "wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(books), indent=2) + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(self._home / "llm_usage.json")
-            self._projected = True
+    def _write_projection(self, db: sqlite3.Connection) -> None:
+        """Rewrite `llm_usage.json` from the books."""
+        books: dict[str, dict[str, int]] = {}
+        for name, day, tokens in db.execute("SELECT name, day, tokens FROM day ORDER BY name, day"):
+            books.setdefault(name, {})[day] = tokens
+        data = msgspec.json.format(msgspec.json.encode(books), indent=2) + b"\n"
+        write_atomically(self._home / "llm_usage.json", data)
 
 
-# Ledgers with a connection or with something not yet written: closed at exit, forgotten in a forked child.
+# Every ledger, for a forked child to begin afresh; and those with something to close or write at exit.
+_all: weakref.WeakSet[SQLiteLedger] = weakref.WeakSet()
 _in_use: set[SQLiteLedger] = set()
 
 
@@ -250,10 +267,16 @@ def _at_exit() -> None:
 
 
 def _in_child() -> None:
-    for ledger in list(_in_use):
+    for ledger in list(_all):
         ledger.start_afresh()
+
+
+def _in_worker(_: object) -> None:
+    # multiprocessing's children end without atexit.
+    multiprocessing.util.Finalize(None, _at_exit, exitpriority=1)
 
 
 atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
+multiprocessing.util.register_after_fork(_in_worker, _in_worker)

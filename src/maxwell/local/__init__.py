@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from maxwell.errors import MaxwellError
 
+__all__ = ["MissingExtraError"]
+
 
 class MissingExtraError(MaxwellError, ImportError):
     """A library of the extra `local` is not installed."""

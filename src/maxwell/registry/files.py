@@ -8,13 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes, *, mode: int | None = None) -> None:
-    """Replace a file's content in one step, safe against a crash at any moment.
+def write_atomically(path: Path, data: bytes, *, mode: int | None = None, durable: bool = True) -> None:
+    """Replace a file's content in one step; readers see the old or the new one, never a part.
 
     Args:
         path: The file; its directory exists. A symbolic link would be replaced: pass its target.
         data: The new content.
         mode: Permission bits; those of the old file when None, else what the umask leaves.
+        durable: Wait until the disk has it, so that it also survives a crash of the machine.
 
     Raises:
         OSError: The directory cannot be written; the old file is untouched.
@@ -29,13 +30,15 @@ def write_atomically(path: Path, data: bytes, *, mode: int | None = None) -> Non
             if mode is not None:
                 temporary.chmod(mode)
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
+    if durable:
+        _sync_directory(path.parent)
 
 
 def _sync_directory(path: Path) -> None:
