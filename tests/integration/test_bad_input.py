@@ -239,7 +239,7 @@ def test_a_requirement_that_is_none(
 @pytest.mark.parametrize("name", ["", " ", "onne", "ONE", "one\n", "\ud800"])
 def test_an_unknown_name(fake_server: FakeServers, tmp_path: Path, name: str) -> None:
     with Calls(tmp_path, entry(fake_server(), "one")).pool() as pool:
-        with pytest.raises(UnknownName, match="no LLM .*one") as caught:
+        with pytest.raises(UnknownName, match=r"no LLM .*one") as caught:
             pool.get_lm(name)
         assert len(told(caught.value)) < 500
 
@@ -248,7 +248,7 @@ def test_an_unknown_name(fake_server: FakeServers, tmp_path: Path, name: str) ->
 def test_a_name_that_is_no_text(fake_server: FakeServers, tmp_path: Path, name: Any) -> None:
     with (
         Calls(tmp_path, entry(fake_server(), "one")).pool() as pool,
-        pytest.raises((TypeError, UnknownName), match="name|no LLM"),
+        pytest.raises((TypeError, UnknownName), match=r"name|no LLM"),
     ):
         pool.get_lm(name)
 
@@ -320,7 +320,7 @@ def test_messages_that_are_none(fake_server: FakeServers, tmp_path: Path, messag
 
 def test_a_wrong_grammar_is_the_servers_word(fake_server: FakeServers, tmp_path: Path) -> None:
     calls = Calls(tmp_path, entry(fake_server(), "one"), entry(fake_server(), "two"))
-    with pytest.raises(StatusError, match="one: .*failed to parse grammar") as caught:
+    with pytest.raises(StatusError, match=r"one: .*failed to parse grammar") as caught:
         calls.ask("generate", grammar="root ::= undefined")
     assert caught.value.kind == "bad_request"
 
@@ -328,7 +328,7 @@ def test_a_wrong_grammar_is_the_servers_word(fake_server: FakeServers, tmp_path:
 def test_a_grammar_where_none_is_obeyed(fake_server: FakeServers, tmp_path: Path) -> None:
     server = fake_server("openai")
     calls = Calls(tmp_path, entry(server, "one"))
-    with pytest.raises(MaxwellError, match="one: .*grammar"):
+    with pytest.raises(MaxwellError, match=r"one: .*grammar"):
         calls.ask("generate", grammar='root ::= "x"')
     assert chats(server) == []
 
@@ -365,7 +365,9 @@ def test_a_huge_prompt_is_refused_clearly(fake_server: FakeServers, tmp_path: Pa
 def test_a_huge_prompt_is_not_chosen_for(fake_server: FakeServers, tmp_path: Path) -> None:
     server = fake_server()
     with Calls(tmp_path, entry(server, "one")).pool() as pool:
-        with pytest.raises(NoEligibleLM, match=r"one: needs about 2,62\d,\d+ tokens, context is 4,096") as caught:
+        with pytest.raises(
+            NoEligibleLM, match=r"one: needs about 2,62\d,\d+ tokens, context is 4,096"
+        ) as caught:
             pool.get_lm(prompt=HUGE)
         assert len(told(caught.value)) < 500
     assert all(r.method == "GET" for r in server.requests)

@@ -107,14 +107,16 @@ def test_a_call_that_cannot_be_sent_costs_nothing(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_lone_surrogates_are_sent_as_replacements(
+def test_a_prompt_that_is_not_valid_unicode_is_told(
     fake_server: FakeServers, tmp_path: Path, mode: str
 ) -> None:
     # Such text comes from files that are read with errors="surrogateescape".
     server = fake_server()
     calls = Calls(tmp_path, entry(server, "one"))
-    assert calls.ask(mode, "caf\udce9").text
-    assert chats(server)[0].body["messages"][0]["content"].startswith("caf")
+    with pytest.raises(ValueError, match="not valid Unicode"):
+        calls.ask(mode, "caf\udce9")
+    assert chats(server) == []
+    assert (calls.used("one").tokens, calls.used("one").held_tokens) == (0, 0)
 
 
 # --- how much is asked for

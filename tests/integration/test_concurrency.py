@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from calling import BUDGET, Calls, assert_idle, assert_no_threads, chats, count, entry
 
+from maxwell.errors import BudgetExceeded, NoEligibleLM
 from maxwell.lm_pool import LLMPool, get_lm
 from maxwell.testing import FakeServer, faults
 from maxwell.testing.fixtures import FakeServers, WriteRegistry
@@ -120,21 +122,17 @@ def test_many_threads_share_a_pool_on_disk(server: FakeServer, write_registry: W
 
 
 def test_threads_never_pass_a_budget(server: FakeServer, write_registry: WriteRegistry) -> None:
-    # Each call may need 5 + 24 + 16 tokens at most, so ten can be admitted at any one time and few more in all.
+    # A call may need 5 + 16 + 16 tokens at most, so about twelve can be under way at once.
     write_registry(entry(server, "one", daily_budget_tokens=450))
 
     def work(i: int) -> int:
         done = 0
         for _ in range(3):
-            try:
-                get_lm("one").generate("Hello", max_tokens=16)
-            except Exception as error:
-                assert "budget" in str(error)
-            else:
-                done += 1
+            with contextlib.suppress(BudgetExceeded, NoEligibleLM):
+                done += bool(get_lm("one").generate("Hello", max_tokens=16))
         return done
 
-    assert sum(in_threads(work)) >= 10
+    assert 10 <= sum(in_threads(work)) < 3 * THREADS
     with LLMPool.from_registry() as pool:
         used = pool.usage()["one"]
     assert used.held_tokens == 0
@@ -232,10 +230,14 @@ def test_a_late_asker_uses_what_an_earlier_one_has_just_found_out(
     # Many more threads than cores: some decide that the state is unknown, and run again when it is known.
     server = fake_server()
     for n in range(3):
-        with Calls(tmp_path / str(n), entry(server, "one")).pool() as pool:
-            in_threads(lambda i, pool=pool: pool.get_lm(), 64)
-            assert_no_threads()
+        choose_in_threads(Calls(tmp_path / str(n), entry(server, "one")))
         assert count(server, "/health") == n + 1
+
+
+def choose_in_threads(calls: Calls) -> None:
+    with calls.pool() as pool:
+        in_threads(lambda i: pool.get_lm(), 64)
+        assert_no_threads()
 
 
 # --- processes

@@ -1,4 +1,4 @@
-"""Every way a server can misbehave, met by every way to call: what the caller sees, and what is left behind."""
+"""Every way a server can misbehave, met by every way to call: what is seen, and what is left behind."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ BENIGN: dict[str, faults.Fault] = {
     "ignored constraints": faults.IgnoreConstraints(),
 }
 
-Make = Callable[..., tuple[Calls, FakeServer, FakeServer]]  # a quick server that misbehaves, a slower one that does not
+Make = Callable[
+    ..., tuple[Calls, FakeServer, FakeServer]
+]  # a quick server that misbehaves, a slower one that does not
 
 
 @pytest.fixture
@@ -152,6 +154,14 @@ def test_a_failure_with_no_alternative_is_typed(make: Make, mode: str, fault: st
     assert str(caught.value).startswith("first: ")
     assert calls.pieces == []
     assert_left_clean(calls, first)
+
+
+@pytest.mark.parametrize("fault", ["status 500", "web page", "error frame first"])
+def test_an_error_is_not_its_own_cause(make: Make, fault: str) -> None:
+    calls, _, _ = make(BEFORE[fault][0], alone=True)
+    with pytest.raises(BackendError) as caught:
+        calls.ask("generate")
+    assert caught.value.__cause__ is not caught.value  # whoever walks up the causes must arrive
 
 
 @pytest.mark.parametrize("fault", BEFORE)
@@ -261,7 +271,7 @@ def test_every_dialect_tells_of_a_broken_stream(make: Make, dialect: BackendName
 
 
 def test_a_broken_stream_after_a_failover_names_all_that_were_tried(make: Make) -> None:
-    calls, first, second = make(faults.ServerError())
+    calls, _, second = make(faults.ServerError())
     second.fail(faults.Cut(2))
     with pytest.raises(StreamBroken) as caught:
         calls.ask("stream")
@@ -325,7 +335,7 @@ def test_no_more_than_three_are_tried(fake_server: FakeServers, tmp_path: Path) 
         server.fail(faults.ServerError(), times=None)
     calls = Calls(tmp_path, *(entry(s, f"llm-{i}", 500 - i) for i, s in enumerate(servers)))
     calls.warm()
-    with pytest.raises(Exception, match="llm-0.*llm-1.*llm-2") as caught:
+    with pytest.raises(Exception, match=r"llm-0.*llm-1.*llm-2") as caught:
         calls.ask("generate")
     assert [a.llm for a in caught.value.attempts] == ["llm-0", "llm-1", "llm-2"]  # type: ignore[attr-defined]
     assert sum(len(chats(s)) for s in servers) == 3

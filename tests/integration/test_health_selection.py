@@ -86,9 +86,7 @@ def test_llamacpp_with_another_model_is_used_with_a_remark(fake_server: FakeServ
 
 def test_a_windows_path_means_the_file_that_is_served(fake_server: FakeServers, tmp_path: Path) -> None:
     server = fake_server(model="C:\\dev\\Qwen3-Coder-30B-A3B-Instruct-Q5_K_M.gguf")
-    calls = Calls(
-        tmp_path, entry(server, "one", model="c:/models/qwen3-coder-30b-a3b-instruct-q5_k_m.gguf")
-    )
+    calls = Calls(tmp_path, entry(server, "one", model="c:/models/qwen3-coder-30b-a3b-instruct-q5_k_m.gguf"))
     with calls.pool() as pool:
         assert pool.get_lm().name == "one"
         assert pool.health()[0].remarks == ()
@@ -104,7 +102,7 @@ def test_rate_limited_by_a_call_until_the_time_it_named(
         lm = pool.get_lm()
         with pytest.raises(StatusError):
             lm.generate("Hello")
-        with pytest.raises(NoEligibleLM, match="one: .*429"):
+        with pytest.raises(NoEligibleLM, match=r"one: .*429"):
             pool.get_lm()
         assert pool.health()[0].state == "rate_limited"
         fake_clock.advance(21)
@@ -123,7 +121,7 @@ def test_a_rate_limit_lasts_as_long_as_the_server_said(
         with pytest.raises(StatusError):
             lm.generate("Hello")
         fake_clock.advance(120)
-        with pytest.raises(NoEligibleLM, match="one: .*429"):
+        with pytest.raises(NoEligibleLM, match=r"one: .*429"):
             pool.get_lm()
 
 
@@ -466,7 +464,7 @@ def test_one_bad_key_does_not_close_the_others(fake_server: FakeServers, tmp_pat
         lm = pool.get_lm()
         assert lm.name == "well"
         assert lm.generate("Hello")
-        with pytest.raises(NoEligibleLM, match="bad: .*BAD_KEY") as caught:
+        with pytest.raises(NoEligibleLM, match=r"bad: .*BAD_KEY") as caught:
             pool.get_lm("bad")
     assert "sk-two" not in str(caught.value)
 

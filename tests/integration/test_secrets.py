@@ -74,10 +74,10 @@ def logs() -> Iterator[Callable[[], str]]:
 def all_of(error: BaseException) -> str:
     """All that could be shown of an error: its words, its attributes, its causes, its traceback."""
     shown = [*traceback.format_exception(error)]
-    seen: BaseException | None = error
-    while seen is not None:
+    chain = [error]
+    for seen in chain:
         shown += [str(seen), repr(seen), repr(seen.args), repr(vars(seen))]
-        seen = seen.__cause__ or seen.__context__
+        chain += [e for e in (seen.__cause__, seen.__context__) if e is not None and e not in chain]
     return "\n".join(shown)
 
 
@@ -91,7 +91,7 @@ def keyed(server: FakeServer, name: str = "one", **fields: Any) -> dict[str, Any
 
 
 @pytest.fixture
-def keys(monkeypatch: pytest.MonkeyPatch) -> None:
+def keys(maxwell_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CANARY_KEY", CANARY)
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
 
@@ -183,7 +183,7 @@ def test_a_key_that_cannot_be_sent_is_not_shown(fake_server: FakeServers, tmp_pa
     server = fake_server()
     broken = CANARY + "\n" + CANARY
     calls = Calls(tmp_path, keyed(server), environ={"CANARY_KEY": broken})
-    with calls.pool() as pool, pytest.raises(MaxwellError, match="one: .*CANARY_KEY") as caught:
+    with calls.pool() as pool, pytest.raises(MaxwellError, match=r"one: .*CANARY_KEY") as caught:
         pool.get_lm("one").generate("Hello")
     assert CANARY not in all_of(caught.value)
     assert not any(CANARY in str(r.headers) for r in server.requests)
@@ -236,14 +236,12 @@ def test_a_key_goes_to_its_own_host_only(
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("mode", ["chat", "async generate"])
-def test_redirects_are_not_followed(
-    fake_server: FakeServers, tmp_path: Path, mode: str, status: int
-) -> None:
+def test_redirects_are_not_followed(fake_server: FakeServers, tmp_path: Path, mode: str, status: int) -> None:
     own, elsewhere = fake_server("openai", api_key=CANARY), fake_server()
     calls = Calls(tmp_path, keyed(own), environ={"CANARY_KEY": CANARY})
     calls.warm()
     own.fail(faults.Status(status, headers={"Location": elsewhere.url + "/v1/chat/completions"}))
-    with pytest.raises(MaxwellError, match="one: .*redirects to"):
+    with pytest.raises(MaxwellError, match=r"one: .*redirects to"):
         calls.ask(mode)
     assert elsewhere.requests == []
 
@@ -320,7 +318,7 @@ def test_the_openai_key_is_never_said_aloud(
                 assert (await pool.health())[0].state in ("down", "misconfigured")
 
         asyncio.run(main())
-    assert b"HTTP/1.1\r\n" in ear.heard
+    assert b" HTTP/1." in ear.heard
     assert CANARY.encode() not in ear.heard
     assert b"uthorization" not in ear.heard
 
@@ -332,7 +330,7 @@ def test_a_project_registry_may_not_send_keys_before_it_is_trusted(
     project = Path.cwd() / ".maxwell"
     project.mkdir()
     (project / "lm_registry.json").write_text(json.dumps({"llms": [keyed(server)]}))
-    with LLMPool.from_registry() as pool, pytest.raises(NoEligibleLM, match="one: .*maxwell trust"):
+    with LLMPool.from_registry() as pool, pytest.raises(NoEligibleLM, match=r"one: .*maxwell trust"):
         pool.get_lm()
     assert count(server, "/v1/chat/completions") == 0
     assert not any("authorization" in r.headers for r in server.requests)

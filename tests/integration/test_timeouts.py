@@ -95,9 +95,7 @@ def test_a_slow_but_steady_stream_meets_no_limit_but_the_total(kind: str, fake_s
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_timeout_ends_a_call_that_does_not_begin(
-    fake_server: FakeServers, tmp_path: Path, mode: str
-) -> None:
+def test_timeout_ends_a_call_that_does_not_begin(fake_server: FakeServers, tmp_path: Path, mode: str) -> None:
     server = fake_server()
     server.fail(NEVER)
     calls = Calls(tmp_path, entry(server, "one"))
@@ -163,7 +161,9 @@ def test_the_shorter_of_both_limits_counts(fake_server: FakeServers, tmp_path: P
     assert time.monotonic() - began < SOON
 
 
-@pytest.mark.xfail(reason="an attempt may use up all the time there is: no share of the deadline is kept back")
+@pytest.mark.xfail(
+    reason="an attempt may use up all the time there is: no share of the deadline is kept back"
+)
 def test_a_hanging_first_choice_leaves_time_for_the_next(fake_server: FakeServers, tmp_path: Path) -> None:
     # Its health check is fine and its chat hangs: the commonest way for a vLLM to be dead.
     hung, well = fake_server(), fake_server(reply="Here.")

@@ -91,7 +91,7 @@ class Calls:
                 return Got(done.text, done)
             with lm.stream(prompt, **options) as stream:
                 for piece in stream:
-                    self.pieces.append(piece)  # noqa: PERF402 - what came before a failure is to be kept
+                    self.pieces.append(piece)  # one by one: what came before a failure is kept
                 return Got("".join(self.pieces), stream.completion)
 
     async def _ask_async(self, mode: str, prompt: str, name: str | None, options: Any) -> Got:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import re
+from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maxwell.calls import sync_driver
 from maxwell.calls.accounts import Account, cost_usd, worst_usd
 from maxwell.calls.chat import Call, chat
-from maxwell.calls.effects import Send
+from maxwell.calls.effects import Limits, Send
+from maxwell.calls.embed import embed
 from maxwell.calls.state import Entry, PoolState
 from maxwell.errors import BudgetExceeded, LedgerError, MaxwellError
 from maxwell.health import Health, HealthBook
@@ -25,7 +28,7 @@ from maxwell.registry.specs import Capabilities, EmbeddingSpec, LLMSpec, Registr
 from maxwell.requirements import chat_call
 from maxwell.scheduler import Request
 from maxwell.testing.clock import FakeClock
-from maxwell.types import Message, Requirements, Usage
+from maxwell.types import HTTPRequest, Message, Requirements, Usage
 
 DAY = date(2026, 1, 15)  # the fake clock's
 NEXT_DAY = date(2026, 1, 16)
@@ -486,3 +489,46 @@ def test_a_budget_is_never_passed_while_servers_keep_to_what_was_asked(
 
 def test_no_room_is_no_error_of_the_user() -> None:
     assert not issubclass(NoRoom, MaxwellError)
+
+
+def test_an_embedding_call_holds_the_special_tokens_too() -> None:
+    # Most embedding models put one before and one after each text.
+    state = pool(embedding(daily_budget_tokens=10**6))
+    flow = embed(state, only(state), ["a"] * 50)
+    assert isinstance(flow.send(None), Send)
+    held = books(state).held_tokens
+    flow.close()
+    assert held >= 50 * 3
+
+
+class Scripted:
+    """A transport with one reply, an event stream."""
+
+    status = 200
+    headers: Mapping[str, str] = {"content-type": "text/event-stream"}
+
+    def __init__(self, *frames: str) -> None:
+        self.pieces = [f"data: {frame}\n\n".encode() for frame in frames]
+
+    def send(self, request: HTTPRequest, limits: Limits) -> Scripted:
+        return self
+
+    def read(self, seconds: float | None = None) -> bytes:
+        return self.pieces.pop(0) if self.pieces else b""
+
+    def close(self) -> None:
+        pass
+
+
+USAGE = '{"choices":[],"usage":{"prompt_tokens":1000,"completion_tokens":50,"total_tokens":1050}}'
+
+
+@pytest.mark.parametrize("budget", [None, 10**6])
+@pytest.mark.parametrize("frames", [(USAGE, "[DONE]"), (USAGE,), (USAGE, '{"error":{"message":"no"}}')])
+def test_usage_that_a_server_reported_is_booked_even_when_the_reply_failed(
+    frames: tuple[str, ...], budget: int | None
+) -> None:
+    state = ready(llm(daily_budget_tokens=budget))
+    with pytest.raises(MaxwellError):
+        sync_driver.run(calling(state, HELLO), Scripted(*frames))
+    assert books(state) == Used(1050)

@@ -402,6 +402,27 @@ def test_a_probe_does_not_end_a_rate_limit(book: HealthBook, clock: FakeClock) -
     assert state_of(book, clock) in ("up", None)
 
 
+def test_during_a_rate_limit_the_server_is_not_asked_again_and_again(
+    book: HealthBook, clock: FakeClock
+) -> None:
+    book.note_fault(BOX, "rate_limited", "429", 600.0)
+    clock.advance(FRESH_SECONDS + 10)
+    book.put(BOX, found(clock, "up", seconds=0.1))
+    health = book.get(BOX, clock.time())
+    assert health is not None
+    assert book.is_fresh(health)
+
+
+def test_a_server_found_down_during_a_rate_limit_is_not_up_when_it_ends(
+    book: HealthBook, clock: FakeClock
+) -> None:
+    book.note_fault(BOX, "rate_limited", "429", 50.0)
+    clock.advance(40)
+    book.put(BOX, found(clock, "down", detail="connection refused", seconds=0.1))
+    clock.advance(11)
+    assert state_of(book, clock) == "down"
+
+
 def test_other_faults_carry_no_end(book: HealthBook, clock: FakeClock) -> None:
     book.note_fault(BOX, "loading", "503", 600.0)
     health = book.get(BOX, clock.time())
@@ -506,3 +527,16 @@ def test_a_killed_holder_gives_its_claim_back(book: HealthBook, directory: Path)
         assert claim is not None
         with claim:
             pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_is_not_bound_by_claims_of_its_parents_threads(clock: FakeClock) -> None:
+    # The thread that would give it back does not exist in the child.
+    book = HealthBook(None, clock)
+    claim = book.claim(BOX)
+    assert claim is not None
+    with claim:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if book.claim(BOX) is not None else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

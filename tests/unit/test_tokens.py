@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import base64
+import json
+import re
 import unicodedata
 from typing import Any
 
@@ -171,3 +173,37 @@ def test_odd_messages_are_measured_without_failing(message: Message) -> None:
 
 def test_every_message_and_the_reply_have_room_for_their_turn_marks() -> None:
     assert upper_bound([user("a"), user("b")]) == 2 + 3 * TEMPLATE_TOKENS_PER_MESSAGE
+
+
+# What templates in wide use make of the single message "Hello": words of their own come before it.
+LLAMA_3 = (
+    "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
+    "Today Date: 26 Jul 2024\n\n<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHello<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+HARMONY = (
+    "<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.\nKnowledge cutoff: "
+    "2024-06\nCurrent date: 2026-01-15\n\nReasoning: medium\n\n# Valid channels: analysis, commentary, final."
+    " Channel must be included for every message.<|end|>"
+    "<|start|>user<|message|>Hello<|end|><|start|>assistant"
+)
+
+
+@pytest.mark.parametrize("prompt", [LLAMA_3, HARMONY], ids=["llama-3.1", "harmony"])
+def test_the_bound_holds_for_templates_with_words_of_their_own(prompt: str) -> None:
+    # No vocabulary joins words, marks and punctuation, so each of these is a token at least.
+    at_least = len(re.findall(r"<\|\w+\|>|\w+|[^\w\s]", prompt))
+    assert upper_bound([user("Hello")]) >= at_least
+
+
+def test_the_bound_holds_for_what_templates_say_about_tools() -> None:
+    # The usual words around the definitions of tools, and the definitions as Llama's template writes them.
+    words = (
+        "You may call one or more functions to assist with the user query. You are provided with function "
+        "signatures within <tools></tools> XML tags: For each function call, return a json object with "
+        "function name and arguments within <tool_call></tool_call> XML tags: "
+        "{name: <function-name>, arguments: <args-json-object>}"
+    )
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    at_least = len(re.findall(r"\w+|[^\w\s]", words + json.dumps(tools, indent=4)))
+    assert upper_bound([user("Hello")], tools) - upper_bound([user("Hello")]) >= at_least

@@ -13,6 +13,7 @@ import multiprocessing.util
 import os
 import sqlite3
 import threading
+import time
 import uuid
 import weakref
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ log = logging.getLogger("maxwell")
 
 PROJECTION_SECONDS = 1.0  # llm_usage.json is rewritten at most this often, and at exit
 BUSY_SECONDS = 5.0
+RETRY_SECONDS = 0.02
 _VERSION = 1
 
 _SCHEMA = """
@@ -71,8 +73,22 @@ class SQLiteLedger:
         self.start_afresh()
         _all.add(self)
 
+    def before_fork(self) -> None:
+        """Close the file while no thread uses it.
+
+        SQLite must not be carried across a fork: a child would share the parent's locks in memory but not in
+        the kernel, and the parent's last close would take the child's log away.
+        """
+        if self._lock.acquire(timeout=2 * BUSY_SECONDS):
+            self._let_go()
+
+    def after_fork(self) -> None:
+        """Go on in the parent; the file is opened anew at the next use."""
+        with contextlib.suppress(RuntimeError):  # it was never got
+            self._lock.release()
+
     def start_afresh(self) -> None:
-        """Forget the connection and what is pending: a forked child does, whose parent still has both."""
+        """Begin as a forked child: what is pending is the parent's to write."""
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._pending: dict[tuple[str, str], tuple[int, float]] = {}
@@ -150,11 +166,14 @@ class SQLiteLedger:
             try:
                 self.flush()
             finally:
-                if self._connection is not None:
-                    self._connection.close()
-                    self._connection = None
+                self._let_go()
                 if not self._pending:
                     _in_use.discard(self)
+
+    def _let_go(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def _flush_if_due(self) -> None:
         if self._clock.monotonic() - self._flushed < PROJECTION_SECONDS:
@@ -170,7 +189,7 @@ class SQLiteLedger:
             path = self._home / "ledger.db"
             db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             try:
-                db.execute("PRAGMA journal_mode = WAL")
+                _use_wal(db)
                 db.execute("PRAGMA synchronous = NORMAL")
                 if db.execute("PRAGMA user_version").fetchone()[0] < _VERSION:
                     self._begin_books(db)
@@ -255,6 +274,20 @@ class SQLiteLedger:
         write_atomically(self._home / "llm_usage.json", data)
 
 
+def _use_wal(db: sqlite3.Connection) -> None:
+    """Switch to write-ahead logging; of several that do so at once SQLite refuses some without waiting."""
+    tries = int(BUSY_SECONDS / RETRY_SECONDS)
+    for left in reversed(range(tries)):
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            if not left:
+                raise
+            time.sleep(RETRY_SECONDS)
+        else:
+            return
+
+
 # Every ledger, for a forked child to begin afresh; and those with something to close or write at exit.
 _all: weakref.WeakSet[SQLiteLedger] = weakref.WeakSet()
 _in_use: set[SQLiteLedger] = set()
@@ -262,8 +295,20 @@ _in_use: set[SQLiteLedger] = set()
 
 def _at_exit() -> None:
     for ledger in list(_in_use):
-        with contextlib.suppress(LedgerError):
+        try:
             ledger.close()
+        except LedgerError as error:
+            log.warning("usage could not be written down: %s", error)
+
+
+def _before_fork() -> None:
+    for ledger in list(_all):
+        ledger.before_fork()
+
+
+def _in_parent() -> None:
+    for ledger in list(_all):
+        ledger.after_fork()
 
 
 def _in_child() -> None:
@@ -278,5 +323,5 @@ def _in_worker(_: object) -> None:
 
 atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
 multiprocessing.util.register_after_fork(_in_worker, _in_worker)
