@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -100,7 +101,7 @@ def httpx2_sync(url: str, stack: ExitStack) -> Work:
 
 
 def pyqwest_sync(url: str, stack: ExitStack) -> Work:
-    import pyqwest
+    pyqwest = importlib.import_module("pyqwest")
 
     client = pyqwest.SyncClient(pyqwest.SyncHTTPTransport())
 
@@ -112,9 +113,8 @@ def pyqwest_sync(url: str, stack: ExitStack) -> Work:
 
 
 def pyreqwest_sync(url: str, stack: ExitStack) -> Work:
-    from pyreqwest.client import SyncClientBuilder
-
-    client = stack.enter_context(SyncClientBuilder().build())
+    pyreqwest = importlib.import_module("pyreqwest.client")
+    client = stack.enter_context(pyreqwest.SyncClientBuilder().build())
 
     def call() -> int:
         request = client.post(url).headers(HEADERS).body_bytes(BODY).build_streamed()
@@ -175,7 +175,7 @@ async def httpx2_async(url: str, stack: AsyncExitStack) -> AsyncWork:
 
 
 async def pyqwest_async(url: str, stack: AsyncExitStack) -> AsyncWork:
-    import pyqwest
+    pyqwest = importlib.import_module("pyqwest")
 
     client = pyqwest.Client(pyqwest.HTTPTransport())
 
@@ -190,9 +190,8 @@ async def pyqwest_async(url: str, stack: AsyncExitStack) -> AsyncWork:
 
 
 async def pyreqwest_async(url: str, stack: AsyncExitStack) -> AsyncWork:
-    from pyreqwest.client import ClientBuilder
-
-    client = await stack.enter_async_context(ClientBuilder().build())
+    pyreqwest = importlib.import_module("pyreqwest.client")
+    client = await stack.enter_async_context(pyreqwest.ClientBuilder().build())
 
     async def call() -> int:
         size = 0

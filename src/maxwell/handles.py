@@ -12,7 +12,7 @@ from maxwell.calls.effects import Flow
 from maxwell.calls.embed import embed
 from maxwell.calls.state import Entry, PoolState
 from maxwell.registry.specs import EmbeddingSpec, LLMSpec
-from maxwell.requirements import ChatOptions, PromptOptions, chat_call, prompt_messages
+from maxwell.requirements import ChatOptions, PromptOptions, chat_call, check_timeout, prompt_messages
 from maxwell.scheduler import Decision
 from maxwell.types import Completion, Message
 
@@ -233,6 +233,7 @@ class _ChosenEmbedding:
     def _flow(self, texts: Sequence[str], truncate: bool, timeout: float | None) -> Flow[list[list[float]]]:
         if isinstance(texts, str) or not all(isinstance(t, str) for t in texts):
             raise TypeError("texts must be a sequence of str; for a single text there is embed()")
+        check_timeout(timeout)
         return embed(self._state, self._entry, texts, truncate=truncate, seconds=timeout)
 
 

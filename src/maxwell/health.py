@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -106,7 +107,7 @@ class HealthBook:
         # Single assignments only, which are atomic: no lock, so none can be held across a fork.
         self._known: dict[Endpoint, Health] = {}
         self._written: dict[Endpoint, float] = {}
-        self._claims: dict[Endpoint, threading.Lock] = {}
+        self._claims: dict[tuple[int, Endpoint], threading.Lock] = {}
 
     def get(self, endpoint: Endpoint, now: float) -> Health | None:
         """The state at `now`, or None when nothing usable is known.
@@ -138,7 +139,7 @@ class HealthBook:
             health = msgspec.structs.replace(
                 health,
                 state=known.state,
-                at=known.at,
+                at=max(known.at, health.at),
                 detail=known.detail,
                 source="call",
                 until=known.until,
@@ -214,7 +215,8 @@ class HealthBook:
         return _Held(lock)
 
     def _claim_here(self, endpoint: Endpoint) -> contextlib.AbstractContextManager[object] | None:
-        lock = self._claims.setdefault(endpoint, threading.Lock())
+        # A forked child has locks of its own: threads that hold its parent's are not there to release them.
+        lock = self._claims.setdefault((os.getpid(), endpoint), threading.Lock())
         return _Held(lock) if lock.acquire(blocking=False) else None
 
     def endpoints(self) -> Iterable[tuple[Endpoint, Health]]:
@@ -246,7 +248,7 @@ def _is_usable(health: Health, now: float) -> bool:
 
 def _outranks(called: Health, probed: Health) -> bool:
     """Whether what a call met counts more than what a probe found: it is newer, or still holds."""
-    if called.until is not None and called.at <= probed.at < called.until:
+    if called.until is not None and called.at <= probed.at < called.until and probed.state == "up":
         return True
     return probed.at - (probed.seconds or 0.0) < called.at <= probed.at
 

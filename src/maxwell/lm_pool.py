@@ -240,8 +240,11 @@ _pools: dict[tuple[type[_Pool], Path, Path], tuple[tuple[int, int], Any]] = {}
 
 def _pool_of(cls: Any, registry: Path | str | None) -> Any:
     located = find(registry)
-    seen = located.path.stat()
-    stamp = (seen.st_mtime_ns, seen.st_size)
+    try:
+        seen = located.path.stat()
+        stamp = (seen.st_mtime_ns, seen.st_size)
+    except OSError:  # gone or out of reach: loading it says so
+        stamp = (0, 0)
     key = (cls, located.path, maxwell_home(os.environ))
     known = _pools.get(key)
     if known is None or known[0] != stamp or known[1].is_outdated():

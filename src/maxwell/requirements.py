@@ -150,7 +150,7 @@ def chat_call(messages: list[Message], options: Mapping[str, Any]) -> ChatCall:
         raise ValueError("there are no messages")
     given = {key: value for key, value in options.items() if value is not None and key != "timeout"}
     _positive(given, "max_tokens", int, "a whole number of tokens")
-    _positive(options, "timeout", (int, float), "a number of seconds")
+    check_timeout(options.get("timeout"))
     for key, (kinds, words) in _KINDS.items():
         if key in given and (not isinstance(given[key], kinds) or isinstance(given[key], bool)):
             raise TypeError(f"{key} must be {words}, not {given[key]!r}")
@@ -161,6 +161,11 @@ def chat_call(messages: list[Message], options: Mapping[str, Any]) -> ChatCall:
     if "stop" in given:
         given["stop"] = list(_texts("stop", given["stop"]))
     return ChatCall(messages=messages, **given)
+
+
+def check_timeout(timeout: object) -> None:
+    """Raise TypeError or ValueError unless `timeout` is None or a number of seconds above 0."""
+    _positive({"timeout": timeout}, "timeout", (int, float), "a number of seconds")
 
 
 def _texts(key: str, value: Any) -> tuple[str, ...]:

@@ -105,6 +105,7 @@ class Request(Struct, frozen=True, kw_only=True):
         prompt_tokens: Exact prompt tokens by entry name, where a server has counted them.
         bytes_per_token: What those counts came to; the better guess for everyone else. None = no counts.
         extra_tokens: Prompt tokens besides the text (images, template).
+        by_speed: Rank by speed although the prompt is known, which then only has to fit.
         grammar: Whether the text must obey a grammar.
     """
 
@@ -113,6 +114,7 @@ class Request(Struct, frozen=True, kw_only=True):
     prompt_tokens: Mapping[str, int] = {}
     bytes_per_token: float | None = None
     extra_tokens: int = 0
+    by_speed: bool = False
     grammar: bool = False
 
 
@@ -231,7 +233,8 @@ def _decide(candidates: Sequence[Candidate], request: Request, assumed: int, nam
         if not available and type(result) is Scored:
             result = _unavailable(c)
         if type(result) is Scored:
-            eligible.append((-result.score, c.queue_wait, c.index, result))
+            key = c.speed if request.by_speed else result.score
+            eligible.append((-key, c.queue_wait, c.index, result))
         else:
             assert type(result) is Rejected
             rejected.append(result)

@@ -19,6 +19,10 @@ from maxwell.types import Message
 BYTES_PER_TOKEN = 4.0
 # What a chat template adds: role names and turn marks, a few tokens a message. 8 covers ChatML and Llama 3.
 TEMPLATE_TOKENS_PER_MESSAGE = 8
+# Upper bounds of what a template says on its own account: Llama 3.1 and Harmony write some 60 to 150 tokens
+# of system text, and templates that describe tools explain how to call them.
+TEMPLATE_TOKENS = 256
+TEMPLATE_TOKENS_WITH_TOOLS = 512
 # An image costs a bounded number of tokens, whatever its file's size. 1,600 is a high-resolution picture for
 # today's open vision models; what a server reports afterwards is what is booked.
 IMAGE_TOKENS = 1600
@@ -94,10 +98,13 @@ def upper_bound(messages: list[Message], tools: list[dict[str, Any]] | None = No
 
     Some tokenizers normalise first, so the longer of the raw and the NFKC form counts.
     """
-    total = text_upper_bound(_json(tools)) if tools else 0
+    total = TEMPLATE_TOKENS + (len(messages) + 1) * TEMPLATE_TOKENS_PER_MESSAGE
+    if tools:
+        indented = msgspec.json.format(_json(tools), indent=4)  # as Llama's template writes them
+        total += TEMPLATE_TOKENS_WITH_TOOLS + text_upper_bound(indented)
     for text, pictures in _texts(messages):
         total += text_upper_bound(text) + pictures * IMAGE_TOKENS
-    return total + (len(messages) + 1) * TEMPLATE_TOKENS_PER_MESSAGE
+    return total
 
 
 def text_upper_bound(text: str) -> int:

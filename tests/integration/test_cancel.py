@@ -18,12 +18,17 @@ from typing import Any
 import pytest
 from calling import AT_ONCE, BUDGET, SOON, Calls, assert_idle, assert_no_threads, chats, entry, wait_chats
 
+from maxwell.calls.aiohttp_transport import AiohttpTransport
+from maxwell.calls.effects import Limits
+from maxwell.calls.urllib3_transport import Urllib3Transport
 from maxwell.clock import SystemClock
 from maxwell.handles import AsyncLLM
 from maxwell.ledger import budget_day
 from maxwell.ledger.sqlite import SQLiteLedger
+from maxwell.lm_pool import AsyncLLMPool, LLMPool
 from maxwell.testing import FakeServer, faults
 from maxwell.testing.fixtures import FakeServers, WriteRegistry
+from maxwell.types import HTTPRequest
 
 LONG = ["word "] * 2000
 NEVER = faults.SlowFirstByte(math.inf)
@@ -353,6 +358,56 @@ def test_cancelling_while_choosing(fake_server: FakeServers, tmp_path: Path) -> 
     asyncio.run(main())
     assert_idle(server)
     assert calls.used("one").held_tokens == 0
+
+
+# --- without the garbage collector's help
+
+
+class Hoarder:
+    """A transport whose exchanges somebody holds on to, as a debugger or a traceback may."""
+
+    def __init__(self, transport: Any) -> None:
+        self.transport = transport
+        self.kept: list[Any] = []
+
+    def send(self, request: HTTPRequest, limits: Limits) -> Any:
+        sent = self.transport.send(request, limits)
+        if not asyncio.iscoroutine(sent):
+            self.kept.append(sent)
+            return sent
+
+        async def awaited() -> Any:
+            self.kept.append(await sent)
+            return self.kept[-1]
+
+        return awaited()
+
+    def close(self) -> Any:
+        return self.transport.close()
+
+
+def test_a_driver_cuts_what_others_hold_on_to(server: FakeServer, calls: Calls) -> None:
+    hoarder = Hoarder(Urllib3Transport())
+    with LLMPool(calls.registry, transport=hoarder, home=calls.home, ledger=calls.ledger) as pool:
+        stream = pool.get_lm().stream(PROMPT)
+        assert next(stream) == "word "
+        stream.close()
+        assert_stopped_and_booked(calls, server, least=1)
+
+
+def test_an_async_driver_cuts_what_others_hold_on_to(server: FakeServer, calls: Calls) -> None:
+    hoarder = Hoarder(AiohttpTransport())
+
+    async def main() -> None:
+        pool = AsyncLLMPool(calls.registry, transport=hoarder, home=calls.home, ledger=calls.ledger)
+        async with pool:
+            stream = (await pool.get_lm()).stream(PROMPT)
+            assert await anext(stream) == "word "
+            await stream.aclose()
+            await asyncio.to_thread(server.wait_aborted, AT_ONCE)
+
+    asyncio.run(main())
+    assert_stopped_and_booked(calls, server, least=1)
 
 
 # --- embeddings

@@ -122,8 +122,8 @@ def test_many_threads_share_a_pool_on_disk(server: FakeServer, write_registry: W
 
 
 def test_threads_never_pass_a_budget(server: FakeServer, write_registry: WriteRegistry) -> None:
-    # A call may need 5 + 16 + 16 tokens at most, so about twelve can be under way at once.
-    write_registry(entry(server, "one", daily_budget_tokens=450))
+    # A call may need some 300 tokens at most and uses some 30, so few are under way at once and not all fit.
+    write_registry(entry(server, "one", daily_budget_tokens=900))
 
     def work(i: int) -> int:
         done = 0
@@ -132,11 +132,11 @@ def test_threads_never_pass_a_budget(server: FakeServer, write_registry: WriteRe
                 done += bool(get_lm("one").generate("Hello", max_tokens=16))
         return done
 
-    assert 10 <= sum(in_threads(work)) < 3 * THREADS
+    assert 1 <= sum(in_threads(work)) < 3 * THREADS
     with LLMPool.from_registry() as pool:
         used = pool.usage()["one"]
     assert used.held_tokens == 0
-    assert used.tokens == server.usage.total_tokens <= 450
+    assert used.tokens == server.usage.total_tokens <= 900
 
 
 # --- pooled connections

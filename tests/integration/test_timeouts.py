@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,9 @@ def test_the_deadline_is_shared_by_all_attempts(fake_server: FakeServers, tmp_pa
         calls.ask(mode, timeout=0.5)
     assert time.monotonic() - began < SOON
     assert [a.llm for a in caught.value.attempts] == ["first", "second"]
+    within = re.search(r"within ([\d.]+) s", str(caught.value.attempts[1]))
+    assert within is not None
+    assert float(within[1]) <= 0.3  # what the first had left over
     assert chats(third) == []
     assert_idle(first, second)
 

@@ -30,7 +30,11 @@ def fake_world() -> Iterator[World]:
     with (
         FakeServer("llamacpp", model="tiny.gguf", context=CONTEXT, constrained_reply="yes") as chat,
         FakeServer(
-            "llamacpp", model="tiny-embedding.gguf", context=EMBEDDING_CONTEXT, embeddings=True, dimension=DIMENSION
+            "llamacpp",
+            model="tiny-embedding.gguf",
+            context=EMBEDDING_CONTEXT,
+            embeddings=True,
+            dimension=DIMENSION,
         ) as embedding,
     ):
         yield World(chat.url, embedding.url, chat)

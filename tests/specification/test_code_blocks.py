@@ -31,7 +31,9 @@ def blocks(text: str) -> list[tuple[str, str, str]]:
 
 SPECIFICATION = (Path(__file__).parents[2] / "docs" / "specification.md").read_text(encoding="utf-8")
 BLOCKS = blocks(SPECIFICATION)
-PYTHON = {heading: body for heading, kind, body in BLOCKS if kind == "python" and heading != "Scheduling Algorithm"}
+PYTHON = {
+    heading: body for heading, kind, body in BLOCKS if kind == "python" and heading != "Scheduling Algorithm"
+}
 JSON = {heading: body for heading, kind, body in BLOCKS if kind == "json"}
 
 TESTED = {

@@ -40,7 +40,9 @@ def spend(home: Path, name: str, tokens: int) -> None:
 # Overview
 
 
-def test_all_llms_and_embeddings_are_declared_in_one_place(world: World, write_registry: WriteRegistry) -> None:
+def test_all_llms_and_embeddings_are_declared_in_one_place(
+    world: World, write_registry: WriteRegistry
+) -> None:
     write_registry(world.llm("a"), world.llm("b"), world.embedding("e", tags=["default"]))
     assert get_lm("a").generate("Hello", max_tokens=4)
     assert get_lm("b").generate("Hello", max_tokens=4)
@@ -129,7 +131,12 @@ def test_required_fields(field: str) -> None:
 def test_defaults_of_optional_fields() -> None:
     entry = World("http://127.0.0.1:1", "http://127.0.0.1:1").llm("one")
     spec = decode(json.dumps({"llms": [entry]}).encode(), "file").llms[0]
-    assert (spec.tags, spec.cost_per_1k_tokens, spec.tier, spec.daily_budget_tokens) == ((), 0.0, "standard", None)
+    assert (spec.tags, spec.cost_per_1k_tokens, spec.tier, spec.daily_budget_tokens) == (
+        (),
+        0.0,
+        "standard",
+        None,
+    )
     assert not (spec.capabilities.vision or spec.capabilities.reasoning or spec.capabilities.code_specialized)
 
 
@@ -151,7 +158,9 @@ def test_names_are_unique() -> None:
 
 def test_model_temperature_and_cap_reach_the_server(fake_world: World, write_registry: WriteRegistry) -> None:
     assert fake_world.chat is not None
-    write_registry(fake_world.llm("one", default_temperature=0.3, max_tokens=77, model="C:\\models\\tiny.gguf"))
+    write_registry(
+        fake_world.llm("one", default_temperature=0.3, max_tokens=77, model="C:\\models\\tiny.gguf")
+    )
     get_lm("one").generate("Hello")
     body = fake_world.chat.requests_to("/v1/chat/completions")[-1].body
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("C:\\models\\tiny.gguf", 0.3, 77)
@@ -260,7 +269,9 @@ def test_health_is_asked_before_the_list_of_models(fake_world: World, write_regi
     assert [r.path for r in fake_world.chat.requests][:2] == ["/health", "/v1/models"]
 
 
-def test_the_list_of_models_stands_in_for_health(fake_server: FakeServers, write_registry: WriteRegistry) -> None:
+def test_the_list_of_models_stands_in_for_health(
+    fake_server: FakeServers, write_registry: WriteRegistry
+) -> None:
     server = fake_server("openai", model="m")  # has no /health
     write_registry(server.llm_entry("one"))
     assert get_lm().name == "one"
@@ -286,9 +297,7 @@ def test_health_is_cached_for_30_seconds(
 def test_unhealthy_services_are_skipped(fake_server: FakeServers, write_registry: WriteRegistry) -> None:
     sick, well = fake_server("llamacpp"), fake_server("llamacpp")
     sick.set_state("loading")
-    write_registry(
-        sick.llm_entry("sick", capabilities={"speed_tokens_per_sec": 500}), well.llm_entry("well")
-    )
+    write_registry(sick.llm_entry("sick", capabilities={"speed_tokens_per_sec": 500}), well.llm_entry("well"))
     assert get_lm().name == "well"
 
 
@@ -334,7 +343,9 @@ def test_cost_lowers_and_weight_multiplies_time(world: World, write_registry: Wr
 
 
 @pytest.mark.parametrize("weight", [-0.1, 10.1, float("nan"), float("inf")])
-def test_the_weight_goes_from_0_to_10(fake_world: World, write_registry: WriteRegistry, weight: float) -> None:
+def test_the_weight_goes_from_0_to_10(
+    fake_world: World, write_registry: WriteRegistry, weight: float
+) -> None:
     write_registry(fake_world.llm("one"))
     with pytest.raises(ValueError, match="0 to 10"):
         get_lm(time_cost_weight=weight)

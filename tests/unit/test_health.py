@@ -465,7 +465,7 @@ def test_books_of_one_directory_share_claims(directory: Path, clock: FakeClock) 
 @pytest.mark.parametrize("shared", [True, False])
 def test_of_many_threads_one_gets_the_claim(directory: Path, clock: FakeClock, shared: bool) -> None:
     book = HealthBook(directory if shared else None, clock)
-    together = threading.Barrier(8)
+    together = threading.Barrier(8, timeout=20)
     claims: list[AbstractContextManager[object]] = []
 
     def try_it() -> None:

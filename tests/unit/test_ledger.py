@@ -449,7 +449,7 @@ def test_many_programs_may_open_a_new_ledger_at_once(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(8) as threads:
         for i in range(40):
-            home, together = tmp_path / str(i), threading.Barrier(8)
+            home, together = tmp_path / str(i), threading.Barrier(8, timeout=20)
             for done in [threads.submit(first_use, home, together) for _ in range(8)]:
                 done.result()
             with closing(SQLiteLedger(home, SystemClock())) as ledger:
@@ -465,7 +465,7 @@ def test_the_projection_is_right_when_all_have_closed(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(4) as threads:
         for i in range(25):
-            home, together = tmp_path / str(i), threading.Barrier(4)
+            home, together = tmp_path / str(i), threading.Barrier(4, timeout=20)
             ledgers = [SQLiteLedger(home, SystemClock()) for _ in range(4)]
             for done in [threads.submit(work, ledger, together) for ledger in ledgers]:
                 done.result()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from maxwell.tokens import (
     IMAGE_TOKENS,
+    TEMPLATE_TOKENS,
     TEMPLATE_TOKENS_PER_MESSAGE,
     PromptSize,
     estimate,
@@ -133,7 +134,7 @@ def test_an_image_never_counts_by_its_base64_length() -> None:
     messages = [user([{"type": "text", "text": "What is this?"}, image, image])]
     assert measure(messages) == PromptSize(text_bytes=13, messages=1, images=2)
     assert measure(messages).estimate() == 4 + 2 * IMAGE_TOKENS
-    assert upper_bound(messages) == 13 + 2 * IMAGE_TOKENS + 2 * TEMPLATE_TOKENS_PER_MESSAGE
+    assert upper_bound(messages) == TEMPLATE_TOKENS + 13 + 2 * IMAGE_TOKENS + 2 * TEMPLATE_TOKENS_PER_MESSAGE
 
 
 def test_a_large_picture_leaves_room_in_a_small_context() -> None:
@@ -172,7 +173,7 @@ def test_odd_messages_are_measured_without_failing(message: Message) -> None:
 
 
 def test_every_message_and_the_reply_have_room_for_their_turn_marks() -> None:
-    assert upper_bound([user("a"), user("b")]) == 2 + 3 * TEMPLATE_TOKENS_PER_MESSAGE
+    assert upper_bound([user("a"), user("b")]) == TEMPLATE_TOKENS + 2 + 3 * TEMPLATE_TOKENS_PER_MESSAGE
 
 
 # What templates in wide use make of the single message "Hello": words of their own come before it.

@@ -2,74 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from maxwell.backends.base import Backend
 from maxwell.calls.accounts import Account
-from maxwell.calls.effects import Exchange, Flow, Limits, Send, TransportError
+from maxwell.calls.effects import Close, Exchange, Flow, Limits, Send, TransportError
 from maxwell.calls.failures import broken, error_body, refusal, transport_failure
+from maxwell.calls.probe import COUNT_LIMITS, fetch
 from maxwell.calls.reading import read
 from maxwell.calls.reply import Reply
 from maxwell.calls.state import Entry, PoolState
 from maxwell.errors import BackendError, StatusError
 from maxwell.registry.specs import LLMSpec, Spec
-from maxwell.scheduler import Candidate
-from maxwell.tokens import measure, upper_bound
+from maxwell.tokens import BYTES_PER_TOKEN, measure, upper_bound
 from maxwell.types import ChatCall, HTTPRequest
 
 
-def attempt(
-    state: PoolState,
-    entry: Entry,
-    chat: ChatCall,
-    most: int | None,
-    deadline: float | None,
-    *,
-    emit: bool,
-) -> Flow[Reply]:
-    """Ask `entry`'s server; the reply is complete and booked when this returns.
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """What every attempt of one call has in common.
 
-    Args:
-        state: The pool's state.
-        entry: Whom to ask.
+    Attributes:
         chat: What to ask.
-        most: Completion tokens that were asked for when choosing, or None.
-        deadline: When the whole call must be over, on the monotonic clock, or None.
+        most: Completion tokens that were asked for when choosing; None = not said.
+        bytes_per_token: What the prompt's counting came to when choosing; None = it was not counted.
+        deadline: When the whole call must be over, on the monotonic clock; None = never.
         emit: Whether text is to be emitted as it comes.
+        tried: Entries asked so far, the present one last.
+    """
+
+    chat: ChatCall
+    most: int | None
+    bytes_per_token: float | None
+    deadline: float | None
+    emit: bool
+    tried: Sequence[str]
+
+
+def attempt(state: PoolState, entry: Entry, task: Task) -> Flow[Reply]:
+    """Ask `entry`'s server; the reply is complete and booked when this returns.
 
     Raises:
         BackendError: It failed; `StreamBroken` once content had begun.
         BudgetExceeded: The entry's budget has no room for it.
+        LedgerError: The entry has a budget and the books cannot be kept.
     """
-    spec = entry.spec
+    spec, chat = entry.spec, task.chat
     assert isinstance(spec, LLMSpec)
     backend = entry.backend()
     _check_possible(entry, backend, chat)
-    likely = measure(chat.messages, chat.tools).estimate()
-    cap = _completion_cap(state.candidate(entry), chat.max_tokens or most, likely)
+    likely, cap = yield from _sizes(state, entry, backend, task)
     prompt = upper_bound(chat.messages, chat.tools)
     account = Account.open(state, entry, prompt, cap, may_shrink=chat.max_tokens is None)
-    reply = Reply(spec, likely, state.clock.monotonic())
-    sent = False
+    now = state.clock.monotonic
+    reply = Reply(spec, likely, now())
+    exchange: Exchange | None = None
+    used = False
     try:
         capped = msgspec.structs.replace(chat, max_tokens=account.max_tokens)
         request = backend.chat(spec, capped, entry.endpoint.key)
-        sent = True  # from here on the server may be working for us, whatever becomes of this call
-        exchange = yield from _open(state, entry, backend, request, limits_for(state, spec, deadline))
-        yield from read(
-            exchange, backend, reply, state.clock.monotonic, emit=emit, secrets=entry.endpoint.secrets
-        )
+        used = True  # from here on the server may be working for us, whatever becomes of this call
+        exchange = yield from _open(state, entry, backend, request, limits_for(state, spec, task.deadline))
+        yield from read(exchange, backend, reply, now, emit=task.emit, secrets=entry.endpoint.secrets)
         account.settle(reply.usage)
     except TransportError as error:
-        sent = error.stage not in ("refused", "connect")
-        raise broken(transport_failure(spec.name, error), reply, state.clock.monotonic()) from error
+        used = error.stage not in ("refused", "connect")
+        raise broken(transport_failure(spec.name, error), reply, now(), task.tried) from error
     except BackendError as error:
-        sent = reply.has_content
-        raise broken(error, reply, state.clock.monotonic()) from error
+        used = exchange is not None  # a server that refuses has not worked
+        if exchange is not None:
+            yield Close(exchange)  # it may still be generating
+        failure = broken(error, reply, now(), task.tried)
+        if failure is error:
+            raise
+        raise failure from error
     finally:
         # After a success this does nothing. Every other way out, cancelled and abandoned calls included,
-        # books what was seen, or gives the money back where nothing was sent.
-        if sent:
+        # books what was seen, or gives the money back where nothing was used.
+        if used:
             account.settle(reply.usage)
         else:
             account.release()
@@ -86,19 +97,50 @@ def _check_possible(entry: Entry, backend: Backend, chat: ChatCall) -> None:
         raise StatusError(f"backend {backend.name} does not obey grammars", llm=name, kind="unsupported")
 
 
-def _completion_cap(candidate: Candidate, wanted: int | None, prompt: int) -> int:
-    """How many completion tokens to ask for: the caller's word, within the model's cap and context."""
+def _sizes(state: PoolState, entry: Entry, backend: Backend, task: Task) -> Flow[tuple[int, int]]:
+    """Likely prompt tokens, and how many completion tokens to ask for.
+
+    The caller's word counts, within the model's cap and context. Where the context leaves less than that,
+    the server is asked to count the prompt: an estimate must not cut a reply short.
+    """
+    candidate = state.candidate(entry)
     most = candidate.spec.capabilities.max_tokens
-    return max(1, min(wanted or most, most, candidate.context - prompt))
+    wanted = min(task.chat.max_tokens or task.most or most, most)
+    likely = measure(task.chat.messages, task.chat.tools).estimate(task.bytes_per_token or BYTES_PER_TOKEN)
+    if likely + wanted > candidate.context:
+        counted = yield from _count(state, entry, backend, task)
+        likely = likely if counted is None else counted
+    return likely, max(1, min(wanted, candidate.context - likely))
+
+
+def _count(state: PoolState, entry: Entry, backend: Backend, task: Task) -> Flow[int | None]:
+    """Prompt tokens by the server's own count, or None where it cannot tell."""
+    spec = entry.spec
+    assert isinstance(spec, LLMSpec)
+    if task.chat.tools:  # the counting routes do not take them
+        return None
+    request = backend.count_chat(spec, task.chat.messages, entry.endpoint.key)
+    if request is None:
+        return None
+    try:
+        status, _, body = yield from fetch(request, within(state, COUNT_LIMITS, task.deadline))
+        return backend.decode_count(body) if status == 200 else None
+    except (TransportError, ValueError):  # the call itself will tell what is wrong
+        return None
 
 
 def limits_for(state: PoolState, spec: Spec, deadline: float | None) -> Limits:
     """Time limits of one exchange: the entry's own, and what is left of the caller's."""
-    total = spec.timeout_seconds
-    if deadline is not None:
-        left = max(deadline - state.clock.monotonic(), 0.001)
-        total = left if total is None else min(total, left)
-    return Limits(total=total)
+    return within(state, Limits(total=spec.timeout_seconds), deadline)
+
+
+def within(state: PoolState, limits: Limits, deadline: float | None) -> Limits:
+    """`limits`, kept to what is left until `deadline`."""
+    if deadline is None:
+        return limits
+    left = max(deadline - state.clock.monotonic(), 0.001)
+    total = left if limits.total is None else min(limits.total, left)
+    return msgspec.structs.replace(limits, total=total)
 
 
 def _open(

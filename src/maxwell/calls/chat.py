@@ -7,12 +7,21 @@ from typing import NoReturn
 
 import msgspec
 
-from maxwell.calls.attempt import attempt
+from maxwell.calls.attempt import Task, attempt
 from maxwell.calls.effects import Flow
+from maxwell.calls.probe import PROBE_SECONDS
 from maxwell.calls.select import learn
 from maxwell.calls.state import Entry, PoolState
-from maxwell.errors import AllAttemptsFailed, BackendError, BudgetExceeded, Fault, StreamBroken
+from maxwell.errors import (
+    AllAttemptsFailed,
+    BackendError,
+    BudgetExceeded,
+    Fault,
+    LedgerError,
+    StreamBroken,
+)
 from maxwell.scheduler import Decision, Request, decide
+from maxwell.tokens import IMAGE_TOKENS, TEMPLATE_TOKENS_PER_MESSAGE, measure
 from maxwell.types import ChatCall, Completion
 
 MOST_ATTEMPTS = 3
@@ -48,29 +57,37 @@ def chat(state: PoolState, call: Call) -> Flow[Completion]:
         BackendError: The one attempt made failed.
         AllAttemptsFailed: Several did.
         BudgetExceeded: No budget has room for it.
+        LedgerError: What could answer has a budget, and the books cannot be kept.
         StreamBroken: The reply broke off after content had begun.
     """
     deadline = None if call.seconds is None else state.clock.monotonic() + call.seconds
-    most = call.decision.request.needs.max_completion
     failed: list[BackendError] = []
-    refused: BudgetExceeded | None = None
+    refused: BudgetExceeded | LedgerError | None = None
     tried: list[str] = []
+    task = Task(
+        chat=call.chat,
+        most=call.decision.request.needs.max_completion,
+        bytes_per_token=call.decision.request.bytes_per_token,
+        deadline=deadline,
+        emit=call.stream,
+        tried=tried,
+    )
     entry: Entry | None = state.llm(call.decision.ranked[0].spec.name)
     while entry is not None and len(failed) < MOST_ATTEMPTS:
         tried.append(entry.spec.name)
         try:
-            reply = yield from attempt(state, entry, call.chat, most, deadline, emit=call.stream)
+            reply = yield from attempt(state, entry, task)
             return reply.completion(state.clock.monotonic(), tried)
         except StreamBroken:
             raise
-        except BudgetExceeded as error:
+        except (BudgetExceeded, LedgerError) as error:
             refused = error
         except BackendError as error:
             failed.append(error)
             state.health.note_fault(entry.endpoint, error.kind, error.message, error.retry_after)
         if call.pinned or _is_final(failed) or _is_past(deadline, state):
             break
-        entry = yield from _next(state, call, tried, failed)
+        entry = yield from _next(state, call, tried, failed, deadline)
     _give_up(failed, refused)
 
 
@@ -82,7 +99,7 @@ def _is_past(deadline: float | None, state: PoolState) -> bool:
     return deadline is not None and state.clock.monotonic() >= deadline
 
 
-def _give_up(failed: Sequence[BackendError], refused: BudgetExceeded | None) -> NoReturn:
+def _give_up(failed: Sequence[BackendError], refused: BudgetExceeded | LedgerError | None) -> NoReturn:
     """The one failure as it is; several as one error that names them all."""
     if len(failed) > 1:
         raise AllAttemptsFailed(failed) from failed[-1]
@@ -93,23 +110,48 @@ def _give_up(failed: Sequence[BackendError], refused: BudgetExceeded | None) -> 
 
 
 def _next(
-    state: PoolState, call: Call, tried: Sequence[str], failed: Sequence[BackendError]
+    state: PoolState,
+    call: Call,
+    tried: Sequence[str],
+    failed: Sequence[BackendError],
+    deadline: float | None,
 ) -> Flow[Entry | None]:
-    """The best LLM not tried yet, by every rule again and by what is known now; asks who was never asked."""
+    """The best LLM not tried yet, by every rule again and by what is known now; asks who was never asked.
+
+    A server that has just failed is left alone as long as there is another one.
+    """
     untried = [e for e in state.llms if e.spec.name not in tried]
     request = _request(call)
-    yield from learn(state, untried, request)
+    left = PROBE_SECONDS if deadline is None else deadline - state.clock.monotonic()
+    yield from learn(state, untried, request, seconds=max(0.0, min(left, PROBE_SECONDS)))
     candidates = state.candidates(untried)
-    if failed and failed[-1].kind == "context_overflow":
-        least = state.candidate(state.llm(failed[-1].llm)).context
+    overflowed = [state.llm(f.llm) for f in failed if f.kind == "context_overflow"]
+    if overflowed:
+        least = max(state.candidate(entry).context for entry in overflowed)
         candidates = [c for c in candidates if c.context > least]
-    best = decide(candidates, request).chosen
-    return None if best is None else state.llm(best.spec.name)
+    ranking = [state.llm(s.spec.name) for s in decide(candidates, request).ranked]
+    used = {state.llm(f.llm).endpoint.root for f in failed if f.kind != "context_overflow"}
+    fresh = [entry for entry in ranking if entry.endpoint.root not in used]
+    return next(iter(fresh or ranking), None)
 
 
 def _request(call: Call) -> Request:
-    """What the choice was made for, and what the call adds to it."""
-    needs = call.decision.request.needs
-    if call.chat.tools and needs.tools is None:
+    """What the choice was made for, and what the call is known to need by now."""
+    chosen_for, chat = call.decision.request, call.chat
+    needs = chosen_for.needs
+    size = measure(chat.messages, chat.tools)
+    if chat.tools and needs.tools is None:
         needs = msgspec.structs.replace(needs, tools=True)
-    return msgspec.structs.replace(call.decision.request, needs=needs, grammar=call.chat.grammar is not None)
+    if size.images and needs.vision is None:
+        needs = msgspec.structs.replace(needs, vision=True)
+    if chat.max_tokens is not None:
+        needs = msgspec.structs.replace(needs, max_completion=chat.max_tokens)
+    return msgspec.structs.replace(
+        chosen_for,
+        needs=needs,
+        prompt_bytes=size.text_bytes,
+        prompt_tokens={},
+        extra_tokens=size.messages * TEMPLATE_TOKENS_PER_MESSAGE + size.images * IMAGE_TOKENS,
+        by_speed=call.decision.by == "speed",
+        grammar=chat.grammar is not None,
+    )

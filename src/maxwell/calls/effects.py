@@ -31,9 +31,9 @@ class Limits(Struct, frozen=True):
         total: From the start to the end of the body.
     """
 
-    connect: float = 5.0
-    first_byte: float = 300.0
-    idle: float = 60.0
+    connect: float | None = 5.0
+    first_byte: float | None = 300.0
+    idle: float | None = 60.0
     total: float | None = None
 
 

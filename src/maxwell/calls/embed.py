@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from maxwell.backends.base import Backend
 from maxwell.calls.accounts import Account
-from maxwell.calls.attempt import limits_for
+from maxwell.calls.attempt import limits_for, within
 from maxwell.calls.effects import Flow, TransportError
 from maxwell.calls.failures import refusal, transport_failure
 from maxwell.calls.probe import COUNT_LIMITS, fetch
@@ -21,6 +21,7 @@ BATCH_ITEMS = 256  # OpenAI takes 2048, llama.cpp and vLLM any number; small bat
 BATCH_BYTES = 256 * 1024  # about 64k tokens; OpenAI takes 300k a request
 MOST_REPLY = 512 * 1024 * 1024
 
+MOST_SUSPECTS = 32  # texts counted to find the one that a server refuses
 SPECIAL_TOKENS = 4  # more than any embedding model puts around a text
 
 Input = str | list[int]
@@ -45,7 +46,7 @@ def embed(
 
     Raises:
         ValueError: A text is empty.
-        InputTooLong: A text is too long, or cannot be cut exactly because the server has no tokenizer.
+        InputTooLong: A text is too long, and may not or cannot be cut.
         DimensionMismatch: The server's vectors have another size than declared.
         BudgetExceeded: The daily budget has no room.
         BackendError: The exchange failed.
@@ -88,9 +89,9 @@ def _embed_batch(
     limit = _limit(entry, health)
     inputs: list[Input] = list(batch)
     if truncate and not backend.truncates:
-        inputs = yield from _cut(entry, backend, batch, start, limit)
+        inputs = yield from _cut(state, entry, backend, batch, limit, deadline)
     truncate_to = limit if truncate and backend.truncates else None
-    worst = sum(text_upper_bound(text) for text in batch)
+    worst = sum(text_upper_bound(text) + SPECIAL_TOKENS for text in batch)
     account = Account.open(state, entry, worst, 0, may_shrink=False)
     used = Usage(sum(estimate(utf8_length(text)) for text in batch), 0, estimated=True)
     sent = False
@@ -114,7 +115,7 @@ def _embed_batch(
         _noted(state, entry, error)
         if error.kind != "context_overflow":
             raise
-        raise (yield from _too_long(entry, backend, batch, start, limit)) from error
+        raise (yield from _too_long(state, entry, batch, start, limit, deadline)) from error
     finally:
         # After a success this does nothing; any other way out books what may have been used.
         if sent:
@@ -147,25 +148,24 @@ def _check_dimension(spec: EmbeddingSpec, vectors: list[list[float]]) -> None:
             )
 
 
-def _cut(entry: Entry, backend: Backend, batch: list[str], start: int, limit: int) -> Flow[list[Input]]:
+def _cut(
+    state: PoolState, entry: Entry, backend: Backend, batch: list[str], limit: int, deadline: float | None
+) -> Flow[list[Input]]:
     """The batch with every over-long text replaced by its first `limit` tokens, as the server counts them.
 
-    The special tokens that the server puts around a text are counted and kept.
+    The special tokens that the server puts around a text are counted and kept. Where the server has no
+    tokenizer the texts stay as they are: most fit, and it says so if one does not.
     """
     inputs: list[Input] = list(batch)
     for i, text in enumerate(batch):
         if text_upper_bound(text) + SPECIAL_TOKENS <= limit:
             continue
-        whole = yield from _tokens(entry, backend, text, special=True)
+        whole = yield from _tokens(state, entry, backend, text, deadline, special=True)
         if whole is None:
-            raise InputTooLong(
-                f"{entry.spec.name}: text {start + i} cannot be cut exactly: its server has no tokenizer; "
-                f"shorten it to {limit} tokens"
-            )
-        if len(whole) <= limit:
-            continue
-        plain = yield from _tokens(entry, backend, text, special=False)
-        inputs[i] = _shortened(whole, plain or whole, limit)
+            break
+        if len(whole) > limit:
+            plain = yield from _tokens(state, entry, backend, text, deadline, special=False)
+            inputs[i] = _shortened(whole, plain or whole, limit)
     return inputs
 
 
@@ -179,24 +179,45 @@ def _shortened(whole: list[int], plain: list[int], limit: int) -> list[int]:
     return whole[:limit]
 
 
-def _tokens(entry: Entry, backend: Backend, text: str, *, special: bool) -> Flow[list[int] | None]:
+def _tokens(
+    state: PoolState, entry: Entry, backend: Backend, text: str, deadline: float | None, *, special: bool
+) -> Flow[list[int] | None]:
     """Token ids of `text` by the server's own tokenizer, or None where it has none."""
     request = backend.tokenize(entry.spec, text, entry.endpoint.key, add_special=special)
     if request is None:
         return None
     try:
-        status, _, body = yield from fetch(request, COUNT_LIMITS)
+        status, _, body = yield from fetch(request, within(state, COUNT_LIMITS, deadline))
         return backend.decode_tokens(body) if status == 200 else None
-    except (TransportError, ValueError):
+    except TransportError as error:
+        raise _noted(state, entry, transport_failure(entry.spec.name, error)) from error
+    except ValueError:
         return None
 
 
-def _too_long(entry: Entry, backend: Backend, batch: list[str], start: int, limit: int) -> Flow[InputTooLong]:
+def _too_long(
+    state: PoolState, entry: Entry, batch: list[str], start: int, limit: int, deadline: float | None
+) -> Flow[InputTooLong]:
     """Say which text is too long, counted by the server's tokenizer where it has one."""
-    longest = max(range(len(batch)), key=lambda i: utf8_length(batch[i]))
-    counted = yield from _tokens(entry, backend, batch[longest], special=True)
-    size = f"{len(counted)} tokens" if counted else f"{utf8_length(batch[longest]):,} bytes"
+    backend = entry.backend(state.known(entry))
+    suspects = [i for i, text in enumerate(batch) if text_upper_bound(text) + SPECIAL_TOKENS > limit]
+    suspects.sort(key=lambda i: -utf8_length(batch[i]))
+    found = suspects[0] if suspects else 0
+    size = f"{utf8_length(batch[found]):,} bytes"
+    for i in suspects[:MOST_SUSPECTS]:
+        counted = yield from _tokens(state, entry, backend, batch[i], deadline, special=True)
+        if counted is None:
+            break
+        if len(counted) > limit:
+            found, size = i, f"{len(counted)} tokens"
+            break
+    can_cut = backend.truncates or backend.has_tokenizer
+    way = (
+        "shorten it or pass truncate=True"
+        if can_cut
+        else "shorten it; its server has no tokenizer to cut it by"
+    )
     return InputTooLong(
-        f"{entry.spec.name}: text {start + longest} ({size}) is longer than the model reads "
-        f"(limit {limit} tokens); shorten it or pass truncate=True"
+        f"{entry.spec.name}: text {start + found} ({size}) is longer than the model reads "
+        f"(limit {limit} tokens); {way}"
     )

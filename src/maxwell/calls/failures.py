@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from maxwell.backends.base import Backend
 from maxwell.calls.effects import Close, Exchange, Flow, Pull, TransportError
@@ -45,11 +45,11 @@ def transport_failure(name: str, error: TransportError) -> BackendError:
     return CallTimeout(str(error), llm=name, kind="timeout")
 
 
-def broken(error: BackendError, reply: Reply, now: float) -> BackendError:
+def broken(error: BackendError, reply: Reply, now: float, tried: Sequence[str]) -> BackendError:
     """`error`; once content has begun, a `StreamBroken` with it: such a call is never repeated in silence."""
     if not reply.has_content:
         return error
-    partial = reply.completion(now, [reply.spec.name], finish_reason="error")
+    partial = reply.completion(now, list(tried), finish_reason="error")
     return StreamBroken(
         f"the reply broke off after {len(partial.text)} characters: {error.message}",
         partial=partial,

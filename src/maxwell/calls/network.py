@@ -182,7 +182,8 @@ def failure(
 
     `seconds` is the limit that ran out, `error` what the library said.
     """
-    why = f" ({reason(error)})" if error is not None else ""
+    said = "" if error is None else reason(error)
+    why = f" ({said})" if said else ""
     if stage == "refused":
         text = f"cannot connect to {server}{why}"
     elif stage == "connect":
@@ -209,7 +210,7 @@ def check(headers: Mapping[str, str]) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """What failed, in words that cannot hold a header's value: never the error's own text."""
+    """What failed, in words that cannot hold a header's value: never the error's own text. "" = unknown."""
     inner = getattr(error, "os_error", None) or error
     if isinstance(inner, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted ({inner.verify_message})"
@@ -217,7 +218,7 @@ def reason(error: BaseException) -> str:
         return inner.strerror or type(inner).__name__
     if isinstance(inner, OSError) and inner.errno:
         return os.strerror(inner.errno)
-    return type(inner).__name__
+    return ""
 
 
 def _split(url: str) -> SplitResult | None:

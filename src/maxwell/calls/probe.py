@@ -14,7 +14,7 @@ from maxwell.backends import get_backend
 from maxwell.backends.base import Backend
 from maxwell.calls.effects import Close, Flow, Gather, Limits, Pull, Send, Sleep, TransportError
 from maxwell.clock import Clock
-from maxwell.health import Endpoint, Health, HealthBook
+from maxwell.health import FRESH_SECONDS, Endpoint, Health, HealthBook
 from maxwell.types import HTTPRequest
 
 PROBE_SECONDS = 2.0  # a whole round of health checks takes no longer
@@ -24,21 +24,23 @@ _WAIT_SECONDS = 0.02  # between two looks at what another process is finding out
 MOST_BODY = 4 * 1024 * 1024  # bytes; a list of models is far smaller
 
 
-def probe(endpoint: Endpoint, book: HealthBook, clock: Clock) -> Flow[Health]:
-    """Find out the state of `endpoint` and record it; waits for whoever is already doing so."""
+def probe(endpoint: Endpoint, book: HealthBook, clock: Clock, since: float) -> Flow[Health]:
+    """Find out the state of `endpoint` and record it; waits for whoever is already doing so.
+
+    What anybody found out after `since` (seconds since the epoch) is good enough.
+    """
     asked = clock.monotonic()
-    started = clock.time()
     while (claim := book.claim(endpoint)) is None:
         yield Sleep(_WAIT_SECONDS)
         found = book.get(endpoint, clock.time())
-        if found is not None and found.at >= started:
+        if found is not None and found.at >= since:
             return found
         if clock.monotonic() - asked > PROBE_SECONDS:
             return Health(state="unknown", at=clock.time(), detail="another process is still asking")
     with claim:
         found = book.get(endpoint, clock.time())
-        if found is not None and found.at >= started:
-            return found  # found out by another while this flow waited for its turn
+        if found is not None and found.at >= since:
+            return found  # by another, while this flow waited for its turn
         health = yield from _ask(endpoint, get_backend(endpoint.backend or "openai"), clock)
         book.put(endpoint, health)
         return health
@@ -110,9 +112,11 @@ def ask_all(
     *,
     seconds: float = PROBE_SECONDS,
     enough: Callable[[], bool] = lambda: False,
+    anew: bool = False,
 ) -> Flow[None]:
     """Probe each endpoint once, however many entries share it, until all are known or `enough()`."""
-    flows: list[Flow[Health]] = [probe(endpoint, book, clock) for endpoint in dict.fromkeys(endpoints)]
+    since = clock.time() - (0.0 if anew else FRESH_SECONDS)
+    flows: list[Flow[Health]] = [probe(e, book, clock, since) for e in dict.fromkeys(endpoints)]
     for result in (yield Gather(flows, seconds, enough)):
         if isinstance(
             result, Exception

@@ -58,37 +58,45 @@ def insist(state: PoolState, decision: Decision) -> Decision:
     raise NoEligibleLM(refusal(state.candidates([state.llm(n) for n in names]), decision), decision)
 
 
-def learn(state: PoolState, entries: Sequence[Entry], request: Request) -> Flow[None]:
-    """Ask the endpoints whose state matters and is not known; refresh old ones in the background."""
-    hopeful = _hopeful(state, entries, request)
-    ranking = [state.llm(s.spec.name) for s in hopeful.ranked]
-    unknown = [e.endpoint for e in ranking if state.known(e) is None]
-    if unknown:
+def learn(
+    state: PoolState, entries: Sequence[Entry], request: Request, *, seconds: float = PROBE_SECONDS
+) -> Flow[None]:
+    """Ask the endpoints whose state matters and is not known, for `seconds` at most; refresh old ones aside.
+
+    An old state that allows is used meanwhile. An old one that forbids is waited for only where nothing
+    else can be chosen.
+    """
+    ranking = _hopeful(state, entries, request)
+    asking = [e for e in ranking if state.known(e) is None]
+    if not decide(state.candidates(entries), request).ranked:
+        asking = [e for e in ranking if state.must_ask(e)]
+    if asking:
+        waited = {e.endpoint for e in asking}
 
         def certain() -> bool:
             """Whether the best that can still win is known to be eligible."""
             for entry in ranking:
-                if state.known(entry) is None:
+                if entry.endpoint in waited and state.must_ask(entry):
                     return False
                 if decide(state.candidates([entry]), request).ranked:
                     return True
             return True
 
-        yield from ask_all(unknown, state.health, state.clock, enough=certain)
-        return
-    old = [e.endpoint for e in ranking if not state.is_fresh(e)]
+        endpoints = [e.endpoint for e in asking]
+        yield from ask_all(endpoints, state.health, state.clock, seconds=seconds, enough=certain)
+    old = [e.endpoint for e in ranking if e not in asking and not state.is_fresh(e)]
     if old:
         yield from ask_all(old, state.health, state.clock, seconds=0.0)
 
 
-def _hopeful(state: PoolState, entries: Sequence[Entry], request: Request) -> Decision:
-    """The decision if every endpoint of unknown state were up: nothing else needs to be asked."""
+def _hopeful(state: PoolState, entries: Sequence[Entry], request: Request) -> list[Entry]:
+    """Who could be chosen if every endpoint that must be asked were up, best first: only they need asking."""
     candidates = []
-    for candidate in state.candidates(entries):
-        if candidate.state == "unknown" and candidate.blocked is None:
-            candidate = msgspec.structs.replace(candidate, state="up")
+    for entry, candidate in zip(entries, state.candidates(entries), strict=True):
+        if state.must_ask(entry) and candidate.blocked in (None, "model_missing"):
+            candidate = msgspec.structs.replace(candidate, state="up", blocked=None)
         candidates.append(candidate)
-    return decide(candidates, request)
+    return [state.llm(s.spec.name) for s in decide(candidates, request).ranked]
 
 
 def _count(state: PoolState, decision: Decision, prompt: str) -> Flow[dict[str, int]]:
@@ -147,18 +155,7 @@ def choose_embedding(state: PoolState, name_or_tag: str | None) -> Flow[Entry]:
         entries = state.embedding_entries(name_or_tag)
     if not entries:
         raise NoEligibleLM("no embedding can be chosen: the registry declares none")
-    unknown = [e.endpoint for e in entries if state.known(e) is None]
-    if unknown:
-
-        def certain() -> bool:
-            for entry in entries:
-                if state.known(entry) is None:
-                    return False
-                if not embedding_problem(state, entry):
-                    return True
-            return True
-
-        yield from ask_all(unknown, state.health, state.clock, enough=certain)
+    yield from _learn_embeddings(state, entries)
     problems = []
     for entry in entries:
         problem = embedding_problem(state, entry)
@@ -166,6 +163,28 @@ def choose_embedding(state: PoolState, name_or_tag: str | None) -> Flow[Entry]:
             return entry
         problems.append(f"{entry.spec.name}: {problem}")
     raise NoEligibleLM("no embedding can be chosen: " + "; ".join(problems))
+
+
+def _learn_embeddings(state: PoolState, entries: Sequence[Entry]) -> Flow[None]:
+    """As `learn`, for embeddings, whose order is the registry's."""
+    asking = [e for e in entries if state.known(e) is None]
+    if all(embedding_problem(state, e) for e in entries):
+        asking = [e for e in entries if state.must_ask(e)]
+    if asking:
+        waited = {e.endpoint for e in asking}
+
+        def certain() -> bool:
+            for entry in entries:
+                if entry.endpoint in waited and state.must_ask(entry):
+                    return False
+                if not embedding_problem(state, entry):
+                    return True
+            return True
+
+        yield from ask_all([e.endpoint for e in asking], state.health, state.clock, enough=certain)
+    old = [e.endpoint for e in entries if e not in asking and not state.is_fresh(e)]
+    if old:
+        yield from ask_all(old, state.health, state.clock, seconds=0.0)
 
 
 def embedding_problem(state: PoolState, entry: Entry) -> str:

@@ -18,7 +18,7 @@ from maxwell.health import Endpoint, Health, HealthBook
 from maxwell.ledger import Ledger, Used, budget_day, resets_at, zone
 from maxwell.registry.endpoints import api_key, key_problem, root
 from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Registry, Spec
-from maxwell.scheduler import Candidate, Decision, Request, decide
+from maxwell.scheduler import SELECTABLE, Candidate, Decision, Request, decide
 
 
 class Entry:
@@ -134,6 +134,7 @@ class PoolState:
 
     def llm(self, name: str) -> Entry:
         """The LLM of that name. Raises `UnknownName`."""
+        _check_name(name)
         entry = self._by_name.get(name)
         if entry is None or not isinstance(entry.spec, LLMSpec):
             raise UnknownName(self._unknown(name, self.llms, "LLM"))
@@ -141,6 +142,7 @@ class PoolState:
 
     def embedding_entries(self, name_or_tag: str) -> list[Entry]:
         """The embedding of that name, else all with that tag, in registry order. Raises `UnknownName`."""
+        _check_name(name_or_tag)
         named = [e for e in self.embeddings if e.spec.name == name_or_tag]
         found = named or [e for e in self.embeddings if name_or_tag in e.spec.tags]
         if not found:
@@ -166,6 +168,14 @@ class PoolState:
         """Whether the entry's endpoint needs no new probe yet."""
         known = self.known(entry)
         return known is not None and self.health.is_fresh(known)
+
+    def must_ask(self, entry: Entry) -> bool:
+        """Whether nothing is known of the entry's endpoint, or only something old that forbids its use."""
+        known = self.known(entry)
+        if known is None:
+            return True
+        forbids = known.state not in SELECTABLE or bool(entry.blocked_by(known)[0])
+        return forbids and entry.key_problem is None and not self.health.is_fresh(known)
 
     def budget_problem(self, entry: Entry) -> str:
         """Why the entry's daily budget forbids any call now, or ""."""
@@ -210,6 +220,11 @@ class PoolState:
     def today(self, now: float | None = None) -> date:
         """The budget day it is."""
         return budget_day(self.clock.time() if now is None else now, self.zone)
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"a name must be a str, not {name!r}")
 
 
 def has_budget(spec: Spec) -> bool:

@@ -57,7 +57,7 @@ def statuses(state: PoolState, *, refresh: bool = False) -> Flow[list[Status]]:
     entries = [*state.llms, *state.embeddings]
     ask = [e.endpoint for e in entries if refresh or not state.is_fresh(e)]
     if ask:
-        yield from ask_all(ask, state.health, state.clock)
+        yield from ask_all(ask, state.health, state.clock, anew=refresh)
     now = state.clock.time()
     try:
         books = state.ledger.used(state.today(now))

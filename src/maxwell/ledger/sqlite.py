@@ -214,10 +214,11 @@ class SQLiteLedger:
                 ]
                 db.executemany(_ADD, rows)
                 db.execute(f"PRAGMA user_version = {_VERSION}")
+            db.execute("COMMIT")
         except BaseException:
-            db.execute("ROLLBACK")
+            if db.in_transaction:
+                db.execute("ROLLBACK")
             raise
-        db.execute("COMMIT")
 
     def _earlier_usage(self) -> _Books:
         file = self._home / "llm_usage.json"
@@ -280,8 +281,8 @@ def _use_wal(db: sqlite3.Connection) -> None:
     for left in reversed(range(tries)):
         try:
             db.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError:
-            if not left:
+        except sqlite3.OperationalError as error:
+            if not left or error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
             time.sleep(RETRY_SECONDS)
         else:
@@ -302,7 +303,9 @@ def _at_exit() -> None:
 
 
 def _before_fork() -> None:
-    for ledger in list(_all):
+    for ledger in sorted(
+        _all, key=id
+    ):  # in one order, so that two threads that fork never wait for each other
         ledger.before_fork()
 
 
