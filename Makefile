@@ -2,14 +2,15 @@
 # `make test PYTHON=python3.13` uses another Python than `python3`.
 PYTHON ?= python3
 BIN := .venv/bin
+PEERS := .venv-bench
 # CI names a file here that gets pytest's exit code when tests fail: make itself turns every failure into 2.
 PYTEST_STATUS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lock bench clean venv
+.PHONY: help demo test check lock bench bench-peers clean venv
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1: \2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1: \2/p' Makefile
 
 demo: venv ## set up, then run the main job on llama.cpp servers with tiny models
 	@$(BIN)/maxwell demo
@@ -22,17 +23,25 @@ check: venv ## lint, check the format, check the types
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
-lock: venv ## write requirements/dev.txt anew; LOCK=--upgrade takes newer versions
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
-		--generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
-		--custom-compile-command 'make lock' --extra local --group dev $(LOCK) \
-		--output-file requirements/dev.txt pyproject.toml
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+	--generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
+	--custom-compile-command 'make lock' $(LOCK)
 
-bench: venv ## run the benchmarks
-	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+lock: venv ## write requirements/*.txt anew; LOCK=--upgrade takes newer versions
+	@$(COMPILE) --extra local --group dev --output-file requirements/dev.txt pyproject.toml
+	@$(COMPILE) --group bench --output-file requirements/bench.txt pyproject.toml
+
+bench: venv ## run the benchmarks; beside their peers after `make bench-peers`
+	@python=$(BIN)/python; if [ -x $(PEERS)/bin/python ]; then python=$(PEERS)/bin/python; fi; \
+	for file in benchmarks/bench_*.py; do echo "== $$file"; $$python "$$file" || exit 1; done
+
+bench-peers: venv ## make .venv-bench: Maxwell beside the libraries it is compared with
+	@$(BIN)/python -m venv --clear $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --require-hashes --no-deps -r requirements/bench.txt
+	@$(PEERS)/bin/python -m pip install --quiet --no-deps --no-index --no-build-isolation --editable .
 
 clean: ## remove what these targets made
-	@rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv $(PEERS) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find src tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
 venv:

@@ -141,6 +141,14 @@ def test_a_named_llm_gives_a_whole_reply_to_a_long_prompt(fake_server: FakeServe
     assert (got.completion.usage.completion_tokens, got.completion.finish_reason) == (300, "stop")
 
 
+def test_an_estimate_does_not_cut_a_reply_to_nothing(fake_server: FakeServers, tmp_path: Path) -> None:
+    # Nobody can count for this server. By bytes / 4 the context is full; in truth half of it is free.
+    server = fake_server("openai", reply=["word "] * 300, context=4096, token_bytes=8)
+    got = Calls(tmp_path, entry(server, "one")).ask("chat", "x" * 4 * 4100)
+    assert got.completion is not None
+    assert got.completion.usage.completion_tokens >= 64
+
+
 def test_the_wanted_length_is_sent(fake_server: FakeServers, tmp_path: Path) -> None:
     server = fake_server()
     calls = Calls(tmp_path, entry(server, "one", capabilities={"max_tokens": 700}))

@@ -127,7 +127,7 @@ def test_threads_never_pass_a_budget(server: FakeServer, write_registry: WriteRe
 
     def work(i: int) -> int:
         done = 0
-        for _ in range(3):
+        for _ in range(10):
             with contextlib.suppress(BudgetExceeded, NoEligibleLM):
                 done += bool(get_lm("one").generate("Hello", max_tokens=16))
         return done
