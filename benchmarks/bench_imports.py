@@ -17,6 +17,7 @@ CASES = [
     ("(nothing: the bare interpreter)", "pass", ""),
     ("import maxwell", "import maxwell", "maxwell"),
     ("from maxwell.lm_pool import get_lm", "from maxwell.lm_pool import get_lm", "maxwell"),
+    ("from maxwell.pools import LLMPool (by the first call)", "from maxwell.pools import LLMPool", "maxwell"),
     ("import msgspec", "import msgspec", "msgspec"),
     ("import urllib3", "import urllib3", "urllib3"),
     ("import aiohttp", "import aiohttp", "aiohttp"),

@@ -21,7 +21,9 @@ from maxwell.registry.load import decode
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LOCK = (ROOT / "requirements" / "dev.txt").read_text(encoding="utf-8")
+LOCKS = {
+    path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "requirements").glob("*.txt"))
+}
 LOCKED = re.compile(
     r"^(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^\s;]+)[^\n]*\\\n(?P<hashes>(?:    --hash=[^\n]+\n?)+)", re.M
 )
@@ -145,26 +147,35 @@ def test_links_within_the_documentation_lead_somewhere(name: str) -> None:
 # --- the lock file
 
 
-def test_lock_holds_pins_with_hashes_and_no_address() -> None:
-    rest = LOCKED.sub("", LOCK)
+@pytest.mark.parametrize("name", LOCKS)
+def test_lock_holds_pins_with_hashes_and_no_address(name: str) -> None:
+    lock = LOCKS[name]
+    rest = LOCKED.sub("", lock)
     assert [line for line in rest.splitlines() if line and not line.startswith("#")] == []
-    assert "://" not in LOCK
-    for match in LOCKED.finditer(LOCK):
+    assert "://" not in lock
+    for match in LOCKED.finditer(lock):
         assert re.fullmatch(r"(\s*--hash=sha256:[0-9a-f]{64}( \\)?\n?)+", match["hashes"]), match["name"]
 
 
-def declared() -> Iterator[Requirement]:
-    """Every requirement of the project itself, its extras, its groups and its build."""
+def declared(lock: str) -> Iterator[Requirement]:
+    """Every requirement that a lock file has to meet: those of the benchmarks have one of their own."""
     project, groups = PROJECT["project"], PROJECT["dependency-groups"]
-    lists = [project["dependencies"], *project["optional-dependencies"].values(), *groups.values()]
-    for line in (line for listed in [*lists, PROJECT["build-system"]["requires"]] for line in listed):
+    lists = [project["dependencies"], PROJECT["build-system"]["requires"]]
+    if lock == "bench":
+        lists.append(groups["bench"])
+    else:
+        lists += [*project["optional-dependencies"].values(), groups["test"], groups["dev"]]
+    for line in (line for listed in lists for line in listed):
         if isinstance(line, str):
             yield Requirement(line)
 
 
-def test_lock_meets_every_declared_requirement() -> None:
-    locked = {match["name"]: match["version"] for match in LOCKED.finditer(LOCK)}
-    wrong = [str(r) for r in declared() if r.name not in locked or not r.specifier.contains(locked[r.name])]
+@pytest.mark.parametrize("name", LOCKS)
+def test_lock_meets_every_declared_requirement(name: str) -> None:
+    locked = {match["name"]: match["version"] for match in LOCKED.finditer(LOCKS[name])}
+    wrong = [
+        str(r) for r in declared(name) if r.name not in locked or not r.specifier.contains(locked[r.name])
+    ]
     assert wrong == [], "run `make lock`"
 
 

@@ -7,7 +7,6 @@ met outranks what a probe saw, both ways, because the call is the thing that mat
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import threading
 from pathlib import Path
@@ -55,6 +54,8 @@ class Endpoint(Struct, frozen=True):
     @property
     def file_name(self) -> str:
         """Name of its shared state file: a digest, so that neither URL nor key can be read from it."""
+        import hashlib  # only where states are shared
+
         text = f"{self.root}\0{self.backend or ''}\0{self.key or ''}"
         return hashlib.sha256(text.encode()).hexdigest()[:32] + ".json"
 

@@ -1,31 +1,19 @@
-"""The door: pools, and `get_lm` & co. on the pool of the registry that applies where the program runs."""
+"""The door: `get_lm` & co. on the pool of the registry that applies where the program runs.
+
+Thin on purpose: what choosing and calling need is imported by the first call, so that importing this costs
+next to nothing.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from maxwell.calls import sync_driver
-from maxwell.calls.effects import Flow, T
-from maxwell.calls.select import choose, choose_embedding, insist
-from maxwell.calls.state import PoolState
-from maxwell.calls.status import Status, statuses
-from maxwell.clock import Clock, SystemClock
-from maxwell.explain import ways_out
-from maxwell.handles import LLM, AsyncEmbedding, AsyncLLM, Embedding
-from maxwell.health import HealthBook
-from maxwell.ledger import Ledger, Used
-from maxwell.registry.load import load
-from maxwell.registry.locate import find, maxwell_home
-from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Registry
-from maxwell.requirements import Needs, request, requirements
-from maxwell.scheduler import Decision
-from maxwell.types import Requirements
-
 if TYPE_CHECKING:
-    from maxwell.calls.transport import AsyncTransport, SyncTransport
+    from pathlib import Path
+
+    from maxwell.handles import LLM, AsyncEmbedding, AsyncLLM, Embedding
+    from maxwell.pools import AsyncLLMPool, LLMPool
+    from maxwell.requirements import Needs
 
 __all__ = [
     "AsyncLLMPool",
@@ -37,245 +25,41 @@ __all__ = [
 ]
 
 
-class _Pool:
-    """What the sync and the async pool share.
-
-    Args:
-        registry: The declared entries.
-        home: Directory of the ledger and the shared health states; default `~/.maxwell`.
-        clock: Tells the time.
-        environ: Where API keys are found; default the process's environment.
-        ledger: Where usage is booked; default SQLite in `home`.
-    """
-
-    def __init__(
-        self,
-        registry: Registry,
-        *,
-        home: Path | None = None,
-        clock: Clock | None = None,
-        environ: Mapping[str, str] | None = None,
-        ledger: Ledger | None = None,
-    ) -> None:
-        environ = os.environ if environ is None else environ
-        home = maxwell_home(environ) if home is None else home
-        clock = clock or SystemClock()
-        self._state = PoolState(
-            registry,
-            health=HealthBook(home / "health", clock),
-            ledger=_default_ledger(home, clock) if ledger is None else ledger,
-            clock=clock,
-            environ=environ,
-        )
-
-    @property
-    def registry(self) -> Registry:
-        """The registry in use."""
-        return self._state.registry
-
-    @property
-    def llms(self) -> tuple[LLMSpec, ...]:
-        """The declared LLMs, in registry order."""
-        return self._state.registry.llms
-
-    @property
-    def embeddings(self) -> tuple[EmbeddingSpec, ...]:
-        """The declared embeddings, in registry order."""
-        return self._state.registry.embeddings
-
-    def is_outdated(self) -> bool:
-        """Whether the environment's keys, or the user's trust in the registry, may have changed since."""
-        return self._state.keys_changed() or not self.registry.trusted
-
-    def usage(self) -> dict[str, Used]:
-        """What each entry used today, by name. Raises `LedgerError`."""
-        books = self._state.ledger.used(self._state.today())
-        names = [llm.name for llm in self.llms] + [embedding.name for embedding in self.embeddings]
-        return {name: books.get(name, Used()) for name in names}
-
-    def ways_out(self, decision: Decision) -> list[str]:
-        """What would make something eligible, nearest first; empty when something is."""
-        entries = [self._state.llm(no.spec.name) for no in decision.rejected]
-        return ways_out(self._state.candidates(entries), decision)
-
-    def _choose(self, name: str | None, needs: Requirements) -> Flow[Decision]:
-        return choose(self._state, request(needs), name=name, prompt=needs.prompt)
-
-
-def _default_ledger(home: Path, clock: Clock) -> Ledger:
-    from maxwell.ledger.sqlite import SQLiteLedger
-
-    return SQLiteLedger(home, clock)
-
-
-class LLMPool(_Pool):
-    """A registry with its health and books: chooses LLMs and embeddings, for use from any thread.
-
-    Build it with `LLMPool.from_registry()`. `get_lm` and `get_embedding` of this module use such a pool.
-    """
-
-    def __init__(self, registry: Registry, *, transport: SyncTransport | None = None, **parts: Any) -> None:
-        super().__init__(registry, **parts)
-        self._given_transport = transport
-
-    @classmethod
-    def from_registry(cls, path: Path | str | None = None) -> LLMPool:
-        """The pool of the registry at `path`, or of the one that applies here. Raises `RegistryError`."""
-        return cls(load(find(path)))
-
-    def get_lm(self, name: str | None = None, **needs: Unpack[Needs]) -> LLM:
-        """The LLM that should do this now.
-
-        Without arguments the fastest; with `prompt` the one of best score for it; with requirements the
-        fastest that meets them; with `name` that one and no other, checked against any requirements.
-
-        Raises:
-            NoEligibleLM: Nothing may be chosen; the message says why, entry by entry, and what would help.
-            UnknownName: There is no entry of that name.
-            TypeError, ValueError: A requirement is unknown or out of range.
-        """
-        decision = self._run(self._choose(name, requirements(needs)))
-        return LLM(self._state, insist(self._state, decision), self._transport, pinned=name is not None)
-
-    def get_embedding(self, name_or_tag: str | None = None) -> Embedding:
-        """The embedding of that name, else the first usable one with that tag; default tag "default".
-
-        Raises:
-            NoEligibleLM: None of that name or tag can be used now.
-            UnknownName: Nothing has that name or tag.
-        """
-        return Embedding(self._state, self._run(choose_embedding(self._state, name_or_tag)), self._transport)
-
-    def explain(self, name: str | None = None, **needs: Unpack[Needs]) -> Decision:
-        """The decision that `get_lm` would take, with every candidate's terms and reasons; calls nothing."""
-        return self._run(self._choose(name, requirements(needs)))
-
-    def health(self, *, refresh: bool = False) -> Sequence[Status]:
-        """How every entry stands; asks those not asked in the last 30 seconds, or all when `refresh`."""
-        return self._run(statuses(self._state, refresh=refresh))
-
-    @property
-    def _transport(self) -> SyncTransport:
-        if self._given_transport is None:
-            from maxwell.calls.urllib3_transport import Urllib3Transport
-
-            self._given_transport = Urllib3Transport()
-        return self._given_transport
-
-    def _run(self, flow: Flow[T]) -> T:
-        return sync_driver.run(flow, self._transport)
-
-    def close(self) -> None:
-        """Write the books down and drop pooled connections. The pool can be used again."""
-        self._state.ledger.close()
-        if self._given_transport is not None:
-            self._given_transport.close()
-
-    def __enter__(self) -> LLMPool:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-
-class AsyncLLMPool(_Pool):
-    """`LLMPool` for use in coroutines, from any event loop, one after another."""
-
-    def __init__(self, registry: Registry, *, transport: AsyncTransport | None = None, **parts: Any) -> None:
-        super().__init__(registry, **parts)
-        self._given_transport = transport
-
-    @classmethod
-    def from_registry(cls, path: Path | str | None = None) -> AsyncLLMPool:
-        """The pool of the registry at `path`, or of the one that applies here. Raises `RegistryError`."""
-        return cls(load(find(path)))
-
-    async def get_lm(self, name: str | None = None, **needs: Unpack[Needs]) -> AsyncLLM:
-        """The LLM that should do this now. See `LLMPool.get_lm`."""
-        decision = await self._run(self._choose(name, requirements(needs)))
-        return AsyncLLM(self._state, insist(self._state, decision), self._transport, pinned=name is not None)
-
-    async def get_embedding(self, name_or_tag: str | None = None) -> AsyncEmbedding:
-        """The embedding of that name or tag. See `LLMPool.get_embedding`."""
-        entry = await self._run(choose_embedding(self._state, name_or_tag))
-        return AsyncEmbedding(self._state, entry, self._transport)
-
-    async def explain(self, name: str | None = None, **needs: Unpack[Needs]) -> Decision:
-        """The decision that `get_lm` would take. See `LLMPool.explain`."""
-        return await self._run(self._choose(name, requirements(needs)))
-
-    async def health(self, *, refresh: bool = False) -> Sequence[Status]:
-        """How every entry stands. See `LLMPool.health`."""
-        return await self._run(statuses(self._state, refresh=refresh))
-
-    @property
-    def _transport(self) -> AsyncTransport:
-        if self._given_transport is None:
-            from maxwell.calls.aiohttp_transport import AiohttpTransport
-
-            self._given_transport = AiohttpTransport()
-        return self._given_transport
-
-    async def _run(self, flow: Flow[T]) -> T:
-        from maxwell.calls import async_driver
-
-        return await async_driver.run(flow, self._transport)
-
-    async def close(self) -> None:
-        """Write the books down and drop this loop's pooled connections. The pool can be used again."""
-        self._state.ledger.close()
-        if self._given_transport is not None:
-            await self._given_transport.close()
-
-    async def __aenter__(self) -> AsyncLLMPool:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.close()
-
-
-# Pools behind the functions below, by registry file; a file that changed gets a new pool.
-_pools: dict[tuple[type[_Pool], Path, Path], tuple[tuple[int, int], Any]] = {}
-
-
-def _pool_of(cls: Any, registry: Path | str | None) -> Any:
-    located = find(registry)
-    try:
-        seen = located.path.stat()
-        stamp = (seen.st_mtime_ns, seen.st_size)
-    except OSError:  # gone or out of reach: loading it says so
-        stamp = (0, 0)
-    key = (cls, located.path, maxwell_home(os.environ))
-    known = _pools.get(key)
-    if known is None or known[0] != stamp or known[1].is_outdated():
-        known = (stamp, cls(load(located)))
-        _pools[key] = known
-    return known[1]
-
-
 def get_lm(name: str | None = None, *, registry: Path | str | None = None, **needs: Unpack[Needs]) -> LLM:
     """The LLM that should do this now, from the registry that applies here. See `LLMPool.get_lm`."""
-    pool: LLMPool = _pool_of(LLMPool, registry)
-    return pool.get_lm(name, **needs)
+    from maxwell.pools import LLMPool, shared_pool
+
+    return shared_pool(LLMPool, registry).get_lm(name, **needs)
 
 
 def get_embedding(name_or_tag: str | None = None, *, registry: Path | str | None = None) -> Embedding:
     """The embedding of that name or tag. See `LLMPool.get_embedding`."""
-    pool: LLMPool = _pool_of(LLMPool, registry)
-    return pool.get_embedding(name_or_tag)
+    from maxwell.pools import LLMPool, shared_pool
+
+    return shared_pool(LLMPool, registry).get_embedding(name_or_tag)
 
 
 async def get_async_lm(
     name: str | None = None, *, registry: Path | str | None = None, **needs: Unpack[Needs]
 ) -> AsyncLLM:
     """`get_lm` for coroutines."""
-    pool: AsyncLLMPool = _pool_of(AsyncLLMPool, registry)
-    return await pool.get_lm(name, **needs)
+    from maxwell.pools import AsyncLLMPool, shared_pool
+
+    return await shared_pool(AsyncLLMPool, registry).get_lm(name, **needs)
 
 
 async def get_async_embedding(
     name_or_tag: str | None = None, *, registry: Path | str | None = None
 ) -> AsyncEmbedding:
     """`get_embedding` for coroutines."""
-    pool: AsyncLLMPool = _pool_of(AsyncLLMPool, registry)
-    return await pool.get_embedding(name_or_tag)
+    from maxwell.pools import AsyncLLMPool, shared_pool
+
+    return await shared_pool(AsyncLLMPool, registry).get_embedding(name_or_tag)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("AsyncLLMPool", "LLMPool"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from maxwell import pools
+
+    return getattr(pools, name)

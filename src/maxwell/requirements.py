@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict, get_args
 
@@ -192,6 +191,8 @@ def _positive(values: Mapping[str, Any], key: str, kind: Any, words: str) -> Non
 def _only_known(given: Mapping[str, Any], known: Mapping[str, Any], what: str) -> None:
     for key in given:
         if key not in known:
+            import difflib  # only for a mistake
+
             near = difflib.get_close_matches(key, known, n=2)
             hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
             raise TypeError(f"unknown {what} {key!r}; {hint}")

@@ -159,7 +159,7 @@ def test_total_limit_runs_out_in_a_body_that_keeps_coming(caller: Caller) -> Non
 
 def test_no_limits_at_all(caller: Caller) -> None:
     with serving(answer_ok) as server:
-        limits = Limits(connect=None, first_byte=None, idle=None)  # type: ignore[arg-type]
+        limits = Limits(connect=None, first_byte=None, idle=None)
         assert read_all(caller.send(post(server.url), limits)) == b"ok"
 
 

@@ -394,6 +394,32 @@ def test_a_hop_goes_only_where_the_prompt_fits(fake_server: FakeServers, tmp_pat
     assert got.completion.attempts == ["sick", "large"]
 
 
+def test_a_hop_is_not_refused_by_a_rough_estimate(fake_server: FakeServers, tmp_path: Path) -> None:
+    # 2,500 tokens in truth, 5,000 by bytes / 4. Nobody else is left, and a refusal would cost nothing.
+    sick = fake_server(context=16384, token_bytes=8)
+    able = fake_server(context=4096, token_bytes=8, reply=OTHER)
+    sick.fail(faults.ServerError(), times=None)
+    calls = Calls(tmp_path, entry(sick, "sick", 500), entry(able, "able", 10))
+    calls.warm()
+    assert calls.ask("generate", "x" * 20_000, max_tokens=16).text == OTHER
+
+
+def test_a_missing_model_does_not_discredit_its_server(fake_server: FakeServers, tmp_path: Path) -> None:
+    # Ollama and routers serve many models; the next best there comes before a worse one elsewhere.
+    host, paid = fake_server("openai", model="a", aliases=["b"]), fake_server("openai", model="c")
+    host.fail(faults.ModelMissing())
+    calls = Calls(
+        tmp_path,
+        entry(host, "a", 500, model="a"),
+        entry(host, "b", 400, model="b"),
+        entry(paid, "c", 100, cost_per_1k_tokens=1.0),
+    )
+    calls.warm()
+    got = calls.ask("chat")
+    assert got.completion is not None
+    assert got.completion.attempts == ["a", "b"]
+
+
 def test_a_hop_goes_only_where_images_are_seen(fake_server: FakeServers, tmp_path: Path) -> None:
     sick, blind, seeing = fake_server(vision=True), fake_server(), fake_server(vision=True, reply="A cat.")
     sick.fail(faults.ServerError(), times=None)

@@ -1,4 +1,4 @@
-"""Every code block of the specification runs. A new block without a test here makes `test_no_block_is_left_out` fail."""
+"""Every code block of the specification runs; one without a test here makes `test_no_block_is_left_out` fail."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
@@ -156,6 +155,8 @@ class PoolState:
             return f"no {what} {name!r}: the registry declares none"
         if what == "embedding":
             names += sorted({tag for e in entries for tag in e.spec.tags})
+        import difflib  # only for a mistake
+
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(names[:8])}"
         return f"no {what} {name!r}; {hint}"
