@@ -109,7 +109,11 @@ class LLMPool(_Pool):
 
     def __init__(self, registry: Registry, *, transport: SyncTransport | None = None, **parts: Any) -> None:
         super().__init__(registry, **parts)
-        self._given_transport = transport
+        if transport is None:
+            from maxwell.calls.urllib3_transport import Urllib3Transport
+
+            transport = Urllib3Transport()
+        self._transport = transport
 
     @classmethod
     def from_registry(cls, path: Path | str | None = None) -> LLMPool:
@@ -147,22 +151,13 @@ class LLMPool(_Pool):
         """How every entry stands; asks those not asked in the last 30 seconds, or all when `refresh`."""
         return self._run(statuses(self._state, refresh=refresh))
 
-    @property
-    def _transport(self) -> SyncTransport:
-        if self._given_transport is None:
-            from maxwell.calls.urllib3_transport import Urllib3Transport
-
-            self._given_transport = Urllib3Transport()
-        return self._given_transport
-
     def _run(self, flow: Flow[T]) -> T:
         return sync_driver.run(flow, self._transport)
 
     def close(self) -> None:
         """Write the books down and drop pooled connections. The pool can be used again."""
         self._state.ledger.close()
-        if self._given_transport is not None:
-            self._given_transport.close()
+        self._transport.close()
 
     def __enter__(self) -> LLMPool:
         return self
@@ -176,7 +171,11 @@ class AsyncLLMPool(_Pool):
 
     def __init__(self, registry: Registry, *, transport: AsyncTransport | None = None, **parts: Any) -> None:
         super().__init__(registry, **parts)
-        self._given_transport = transport
+        if transport is None:
+            from maxwell.calls.aiohttp_transport import AiohttpTransport
+
+            transport = AiohttpTransport()
+        self._transport = transport
 
     @classmethod
     def from_registry(cls, path: Path | str | None = None) -> AsyncLLMPool:
@@ -201,14 +200,6 @@ class AsyncLLMPool(_Pool):
         """How every entry stands. See `LLMPool.health`."""
         return await self._run(statuses(self._state, refresh=refresh))
 
-    @property
-    def _transport(self) -> AsyncTransport:
-        if self._given_transport is None:
-            from maxwell.calls.aiohttp_transport import AiohttpTransport
-
-            self._given_transport = AiohttpTransport()
-        return self._given_transport
-
     async def _run(self, flow: Flow[T]) -> T:
         from maxwell.calls import async_driver
 
@@ -217,8 +208,7 @@ class AsyncLLMPool(_Pool):
     async def close(self) -> None:
         """Write the books down and drop this loop's pooled connections. The pool can be used again."""
         self._state.ledger.close()
-        if self._given_transport is not None:
-            await self._given_transport.close()
+        await self._transport.close()
 
     async def __aenter__(self) -> AsyncLLMPool:
         return self

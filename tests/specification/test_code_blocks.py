@@ -1,4 +1,4 @@
-"""Every code block of the specification runs; one without a test here makes `test_no_block_is_left_out` fail."""
+"""Every code block of the specification runs; `test_no_block_is_left_out` fails for one without a test here."""
 
 from __future__ import annotations
 

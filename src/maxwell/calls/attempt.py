@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from maxwell.backends.base import Backend
-from maxwell.calls.accounts import Account
+from maxwell.calls.accounts import LEAST_COMPLETION, Account
 from maxwell.calls.effects import Close, Exchange, Flow, Limits, Send, TransportError
 from maxwell.calls.failures import broken, error_body, refusal, transport_failure
 from maxwell.calls.probe import COUNT_LIMITS, fetch
@@ -110,7 +110,7 @@ def _sizes(state: PoolState, entry: Entry, backend: Backend, task: Task) -> Flow
     if likely + wanted > candidate.context:
         counted = yield from _count(state, entry, backend, task)
         likely = likely if counted is None else counted
-    return likely, max(1, min(wanted, candidate.context - likely))
+    return likely, min(wanted, max(candidate.context - likely, LEAST_COMPLETION))
 
 
 def _count(state: PoolState, entry: Entry, backend: Backend, task: Task) -> Flow[int | None]:

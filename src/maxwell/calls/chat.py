@@ -29,6 +29,9 @@ MOST_ATTEMPTS = 3
 # Failures that another server cannot mend: the request itself is at fault.
 FINAL: frozenset[Fault] = frozenset(("bad_request", "content_policy"))
 
+# Failures of a server, whichever of its models was asked.
+OF_SERVER: frozenset[Fault] = frozenset(("refused", "timeout", "overloaded", "server_error", "bad_reply"))
+
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     """One chat call with everything around it.
@@ -129,8 +132,11 @@ def _next(
     if overflowed:
         least = max(state.candidate(entry).context for entry in overflowed)
         candidates = [c for c in candidates if c.context > least]
-    ranking = [state.llm(s.spec.name) for s in decide(candidates, request).ranked]
-    used = {state.llm(f.llm).endpoint.root for f in failed if f.kind != "context_overflow"}
+    # Where an estimate excludes everybody, the servers say themselves what fits; a refusal costs nothing.
+    unsized = msgspec.structs.replace(request, prompt_bytes=None)
+    ranked = decide(candidates, request).ranked or decide(candidates, unsized).ranked
+    ranking = [state.llm(s.spec.name) for s in ranked]
+    used = {state.llm(f.llm).endpoint.root for f in failed if f.kind in OF_SERVER}
     fresh = [entry for entry in ranking if entry.endpoint.root not in used]
     return next(iter(fresh or ranking), None)
 
