@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import urllib3
@@ -49,36 +50,46 @@ def request(url: str) -> HTTPRequest:
 
 
 Figures = tuple[Spread, Spread]  # wall us, CPU us
+Named = list[tuple[str, Figures]]
 
 
-def sync_cost(work: Callable[[], object], rounds: int, calls: int) -> Figures:
-    walls, cpus = [], []
+def sync_cost(works: dict[str, Callable[[], object]], rounds: int, calls: int) -> Named:
+    """Cost of one call of each; they take turns, so a machine that changes its speed treats all alike."""
+    walls: dict[str, list[float]] = {name: [] for name in works}
+    cpus: dict[str, list[float]] = {name: [] for name in works}
     for round_ in range(rounds + 1):
-        wall, cpu = time.perf_counter(), time.process_time()
-        for _ in range(calls):
-            work()
-        if round_:
-            walls.append((time.perf_counter() - wall) / calls * 1e6)
-            cpus.append((time.process_time() - cpu) / calls * 1e6)
-    return spread(walls), spread(cpus)
+        for name, work in works.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            for _ in range(calls):
+                work()
+            if round_:
+                walls[name].append((time.perf_counter() - wall) / calls * 1e6)
+                cpus[name].append((time.process_time() - cpu) / calls * 1e6)
+    return [(name, (spread(walls[name]), spread(cpus[name]))) for name in works]
 
 
-async def async_cost(work: Callable[[], Awaitable[object]], rounds: int, calls: int, at_once: int) -> Figures:
-    async def worker(count: int) -> None:
-        for _ in range(count):
+async def async_cost(
+    works: dict[str, Callable[[], Awaitable[object]]], rounds: int, calls: int, at_once: int
+) -> Named:
+    """As `sync_cost`, with `at_once` calls under way."""
+
+    async def worker(work: Callable[[], Awaitable[object]]) -> None:
+        for _ in range(calls // at_once):
             await work()
 
-    walls, cpus = [], []
+    walls: dict[str, list[float]] = {name: [] for name in works}
+    cpus: dict[str, list[float]] = {name: [] for name in works}
     for round_ in range(rounds + 1):
-        wall, cpu = time.perf_counter(), time.process_time()
-        await asyncio.gather(*(worker(calls // at_once) for _ in range(at_once)))
-        if round_:
-            walls.append((time.perf_counter() - wall) / calls * 1e6)
-            cpus.append((time.process_time() - cpu) / calls * 1e6)
-    return spread(walls), spread(cpus)
+        for name, work in works.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            await asyncio.gather(*(worker(work) for _ in range(at_once)))
+            if round_:
+                walls[name].append((time.perf_counter() - wall) / calls * 1e6)
+                cpus[name].append((time.process_time() - cpu) / calls * 1e6)
+    return [(name, (spread(walls[name]), spread(cpus[name]))) for name in works]
 
 
-def sync_rows(url: str, home: Path, rounds: int, calls: int) -> list[tuple[str, Figures]]:
+def sync_rows(url: str, home: Path, rounds: int, calls: int) -> Named:
     asked = request(url)
     http = urllib3.PoolManager()
 
@@ -92,24 +103,18 @@ def sync_rows(url: str, home: Path, rounds: int, calls: int) -> list[tuple[str, 
 
     with LLMPool(Registry(llms=(spec(url),)), home=home) as pool:
         lm = pool.get_lm()
-        rows = [
-            ("bare urllib3", sync_cost(bare, rounds, calls)),
-            (
-                "Maxwell generate",
-                sync_cost(lambda: lm.generate(PROMPT, max_tokens=MAX_TOKENS), rounds, calls),
-            ),
-            (
-                "Maxwell stream",
-                sync_cost(lambda: sum(map(len, lm.stream(PROMPT, max_tokens=MAX_TOKENS))), rounds, calls),
-            ),
-        ]
-    return rows + peers(url, rounds, calls)
+        works: dict[str, Callable[[], object]] = {
+            "bare urllib3": bare,
+            "Maxwell generate": lambda: lm.generate(PROMPT, max_tokens=MAX_TOKENS),
+            "Maxwell stream": lambda: sum(map(len, lm.stream(PROMPT, max_tokens=MAX_TOKENS))),
+        }
+        return sync_cost(works, rounds, calls) + sync_cost(peers(url), rounds, max(calls // 10, 5))
 
 
-def peers(url: str, rounds: int, calls: int) -> list[tuple[str, Figures]]:
+def peers(url: str) -> dict[str, Callable[[], object]]:
     """The same call by others, where they are installed; never part of Maxwell's environment."""
-    rows = []
-    messages = [{"role": "user", "content": PROMPT}]
+    found: dict[str, Callable[[], object]] = {}
+    messages: list[Any] = [{"role": "user", "content": PROMPT}]
     if importlib.util.find_spec("openai") is not None:
         import openai
 
@@ -125,7 +130,7 @@ def peers(url: str, rounds: int, calls: int) -> list[tuple[str, Figures]]:
             )
             return sum(len(c.choices[0].delta.content or "") for c in stream if c.choices)
 
-        rows.append(("openai SDK, streamed", sync_cost(ask_openai, rounds, max(calls // 10, 5))))
+        found["openai SDK, streamed"] = ask_openai
     if importlib.util.find_spec("litellm") is not None:
         import litellm
 
@@ -140,15 +145,17 @@ def peers(url: str, rounds: int, calls: int) -> list[tuple[str, Figures]]:
             )
             return sum(len(c.choices[0].delta.content or "") for c in stream if c.choices)
 
-        rows.append(("LiteLLM completion, streamed", sync_cost(ask_litellm, rounds, max(calls // 20, 3))))
-    return rows
+        found["LiteLLM completion, streamed"] = ask_litellm
+    return found
 
 
-async def async_rows(
-    url: str, home: Path, rounds: int, calls: int, at_once: int
-) -> list[tuple[str, Figures]]:
+async def async_rows(url: str, home: Path, rounds: int, calls: int, at_once: int) -> Named:
     asked = request(url)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
+        AsyncLLMPool(Registry(llms=(spec(url),)), home=home) as pool,
+    ):
+        lm = await pool.get_lm()
 
         async def bare() -> int:
             size = 0
@@ -157,21 +164,15 @@ async def async_rows(
                     size += len(piece)
             return size
 
-        bare_cost = await async_cost(bare, rounds, calls, at_once)
-    async with AsyncLLMPool(Registry(llms=(spec(url),)), home=home) as pool:
-        lm = await pool.get_lm()
-
         async def stream() -> int:
             return sum([len(piece) async for piece in lm.stream(PROMPT, max_tokens=MAX_TOKENS)])
 
-        return [
-            ("bare aiohttp", bare_cost),
-            (
-                "Maxwell generate",
-                await async_cost(lambda: lm.generate(PROMPT, max_tokens=MAX_TOKENS), rounds, calls, at_once),
-            ),
-            ("Maxwell stream", await async_cost(stream, rounds, calls, at_once)),
-        ]
+        works: dict[str, Callable[[], Awaitable[object]]] = {
+            "bare aiohttp": bare,
+            "Maxwell generate": lambda: lm.generate(PROMPT, max_tokens=MAX_TOKENS),
+            "Maxwell stream": stream,
+        }
+        return await async_cost(works, rounds, calls, at_once)
 
 
 def main() -> None:

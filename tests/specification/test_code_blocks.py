@@ -1,4 +1,4 @@
-"""Every code block of the specification runs; `test_no_block_is_left_out` fails for one without a test here."""
+"""Every code block of the specification runs; one without a test fails `test_no_block_is_left_out`."""
 
 from __future__ import annotations
 

@@ -97,9 +97,9 @@ class Backend:
             self._check_grammar(spec, extra)
             body.update(self.grammar_fields(call.grammar))
         body.update(extra)
-        if all(body.get(cap) is None for cap in CAPS):
+        if not extra or all(body.get(cap) is None for cap in CAPS):
             body[self.cap_field(spec)] = call.max_tokens
-        options = body.get("stream_options")
+        options = extra.get("stream_options")
         body["stream"] = True
         body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
         url = openai_url(spec.api_base, "/chat/completions")

@@ -13,11 +13,11 @@ from maxwell.calls.failures import broken, error_body, refusal, transport_failur
 from maxwell.calls.probe import COUNT_LIMITS, fetch
 from maxwell.calls.reading import read
 from maxwell.calls.reply import Reply
-from maxwell.calls.state import Entry, PoolState
+from maxwell.calls.state import Entry, PoolState, has_budget
 from maxwell.errors import BackendError, StatusError
 from maxwell.registry.specs import LLMSpec, Spec
 from maxwell.tokens import BYTES_PER_TOKEN, measure, upper_bound
-from maxwell.types import ChatCall, HTTPRequest
+from maxwell.types import ChatCall, Completion, HTTPRequest
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +40,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     tried: Sequence[str]
 
 
-def attempt(state: PoolState, entry: Entry, task: Task) -> Flow[Reply]:
+def attempt(state: PoolState, entry: Entry, task: Task) -> Flow[Completion]:
     """Ask `entry`'s server; the reply is complete and booked when this returns.
 
     Raises:
@@ -53,7 +53,7 @@ def attempt(state: PoolState, entry: Entry, task: Task) -> Flow[Reply]:
     backend = entry.backend()
     _check_possible(entry, backend, chat)
     likely, cap = yield from _sizes(state, entry, backend, task)
-    prompt = upper_bound(chat.messages, chat.tools)
+    prompt = upper_bound(chat.messages, chat.tools) if has_budget(spec) else 0  # only a budget needs it
     account = Account.open(state, entry, prompt, cap, may_shrink=chat.max_tokens is None)
     now = state.clock.monotonic
     reply = Reply(spec, likely, now())
@@ -65,7 +65,9 @@ def attempt(state: PoolState, entry: Entry, task: Task) -> Flow[Reply]:
         used = True  # from here on the server may be working for us, whatever becomes of this call
         exchange = yield from _open(state, entry, backend, request, limits_for(state, spec, task.deadline))
         yield from read(exchange, backend, reply, now, emit=task.emit, secrets=entry.endpoint.secrets)
-        account.settle(reply.usage)
+        usage = reply.usage
+        usd = account.settle(usage)
+        used = False  # and booked
     except TransportError as error:
         used = error.stage not in ("refused", "connect")
         raise broken(transport_failure(spec.name, error), reply, now(), task.tried) from error
@@ -78,14 +80,14 @@ def attempt(state: PoolState, entry: Entry, task: Task) -> Flow[Reply]:
             raise
         raise failure from error
     finally:
-        # After a success this does nothing. Every other way out, cancelled and abandoned calls included,
-        # books what was seen, or gives the money back where nothing was used.
+        # Every way out but success, cancelled and abandoned calls included, books what was seen here, or
+        # gives the money back where nothing was used.
         if used:
             account.settle(reply.usage)
         else:
             account.release()
     state.health.note_success(entry.endpoint)
-    return reply
+    return reply.completion(now(), list(task.tried), usage, usd)
 
 
 def _check_possible(entry: Entry, backend: Backend, chat: ChatCall) -> None:

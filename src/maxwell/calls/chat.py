@@ -79,8 +79,7 @@ def chat(state: PoolState, call: Call) -> Flow[Completion]:
     while entry is not None and len(failed) < MOST_ATTEMPTS:
         tried.append(entry.spec.name)
         try:
-            reply = yield from attempt(state, entry, task)
-            return reply.completion(state.clock.monotonic(), tried)
+            return (yield from attempt(state, entry, task))
         except StreamBroken:
             raise
         except (BudgetExceeded, LedgerError) as error:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from maxwell.backends.base import Backend
+from maxwell.calls.accounts import cost_usd
 from maxwell.calls.effects import Close, Exchange, Flow, Pull, TransportError
 from maxwell.calls.reply import Reply
 from maxwell.calls.state import Entry, PoolState
@@ -49,7 +52,9 @@ def broken(error: BackendError, reply: Reply, now: float, tried: Sequence[str]) 
     """`error`; once content has begun, a `StreamBroken` with it: such a call is never repeated in silence."""
     if not reply.has_content:
         return error
-    partial = reply.completion(now, list(tried), finish_reason="error")
+    usage = reply.usage
+    whole = reply.completion(now, list(tried), usage, cost_usd(reply.spec, usage))
+    partial = msgspec.structs.replace(whole, finish_reason="error")  # whatever it said before it broke
     return StreamBroken(
         f"the reply broke off after {len(partial.text)} characters: {error.message}",
         partial=partial,

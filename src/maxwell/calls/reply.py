@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from maxwell.backends import wire
-from maxwell.calls.accounts import cost_usd
 from maxwell.registry.specs import LLMSpec
 from maxwell.types import Completion, Timings, ToolCall, Usage
 
@@ -106,17 +105,16 @@ class Reply:
         completion = max(self._chunks, math.ceil(seen / BYTES_PER_SEEN_TOKEN))
         return Usage(self._prompt_estimate, completion, estimated=True)
 
-    def completion(self, now: float, attempts: list[str], *, finish_reason: str | None = None) -> Completion:
+    def completion(self, now: float, attempts: list[str], usage: Usage, usd: float) -> Completion:
         """The reply as the caller gets it."""
-        usage = self.usage
         timings = self._timings
         return Completion(
             text="".join(self._text),
             reasoning="".join(self._reasoning),
             tool_calls=[ToolCall(*self._tools[i]) for i in sorted(self._tools)],
-            finish_reason=finish_reason or self.finish_reason or "",
+            finish_reason=self.finish_reason or "",
             usage=usage,
-            cost_usd=cost_usd(self.spec, usage),
+            cost_usd=usd,
             timings=Timings(
                 total_seconds=now - self._began,
                 first_token_seconds=None if self._first is None else self._first - self._began,

@@ -71,7 +71,7 @@ class Entry:
     def refresh(self, health: Health | None) -> Candidate:
         """This LLM as the scheduler is to see it. The value is shared: replace it, never change it."""
         latest = self._latest
-        if latest is not None and latest[0] is health:
+        if latest is not None and _says_the_same(latest[0], health):
             return latest[1]
         spec = self.spec
         assert isinstance(spec, LLMSpec)
@@ -226,6 +226,19 @@ class PoolState:
 def _check_name(name: object) -> None:
     if not isinstance(name, str):
         raise TypeError(f"a name must be a str, not {name!r}")
+
+
+def _says_the_same(one: Health | None, other: Health | None) -> bool:
+    """Whether two states make the same candidate: every successful call renews a state's time and no more."""
+    if one is None or other is None:
+        return one is other
+    return one is other or (
+        one.state == other.state
+        and one.detail == other.detail
+        and one.models is other.models
+        and one.context == other.context
+        and one.family == other.family
+    )
 
 
 def has_budget(spec: Spec) -> bool:

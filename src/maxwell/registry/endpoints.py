@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from maxwell.registry.specs import Registry, Spec
@@ -16,6 +17,7 @@ OPENAI_HOST = "api.openai.com"
 _VERSION = re.compile(r"/v\d+(?:alpha|beta)?\d*(?:/|$)")
 
 
+@lru_cache(maxsize=1024)
 def root(api_base: str) -> str:
     """The server's root URL: `api_base` without trailing slashes and without one trailing `/v1`.
 
@@ -24,6 +26,7 @@ def root(api_base: str) -> str:
     return api_base.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
+@lru_cache(maxsize=1024)
 def openai_url(api_base: str, path: str) -> str:
     """The URL of one of OpenAI's routes, such as `/chat/completions`, at `api_base`.
 
