@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -18,25 +19,11 @@ async def run(flow: Flow[T], transport: AsyncTransport) -> T:
 
     A cancelled task closes the flow, so that it can settle its accounts, and cuts its exchanges.
     """
-    opened: list[AsyncExchange] = []
-    value: Any = None
-    error: Exception | None = None
-    try:
-        while True:
-            try:
-                effect = flow.send(value) if error is None else flow.throw(error)
-            except StopIteration as stop:
-                result: T = stop.value
-                return result
-            value = error = None
-            if type(effect) is Emit:
-                continue
-            try:
-                value = await _perform(effect, transport, opened)
-            except Exception as caught:  # whatever an effect raises belongs to the flow
-                error = caught
-    finally:
-        _leave(flow, opened)
+    results: list[T] = []
+    async with contextlib.aclosing(iterate(flow, transport, results)) as steps:
+        async for _ in steps:
+            pass
+    return results[0]
 
 
 async def iterate(
