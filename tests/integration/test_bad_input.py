@@ -22,6 +22,7 @@ from maxwell.errors import (
     UnknownName,
 )
 from maxwell.lm_pool import LLMPool, get_embedding, get_lm
+from maxwell.pools import shared_pool
 from maxwell.registry.specs import Registry
 from maxwell.testing import FakeServer
 from maxwell.testing.fixtures import FakeServers, WriteRegistry
@@ -395,6 +396,8 @@ def test_books_that_cannot_be_opened_close_what_has_a_budget(
     with pytest.raises(NoEligibleLM, match=r"limited: the usage ledger .*ledger\.db cannot be used"):
         get_lm("limited")
     assert chats(limited) == []
+    (maxwell_home / ".maxwell" / "ledger.db").unlink()
+    shared_pool(LLMPool, None).close()
 
 
 def test_books_that_break_before_the_call_do_not_lose_the_alternative(

@@ -365,6 +365,8 @@ def test_without_a_budget_a_broken_home_is_told_and_not_passed_over(
             opened(state, 10, 10).settle(Usage(10, 10))
             clock.advance(2.0)
     assert any("ledger.db" in message for message in caplog.messages)
+    (tmp_path / "ledger.db").rmdir()
+    ledger.close()
 
 
 def test_a_hold_that_cannot_be_settled_stays_and_is_told(caplog: pytest.LogCaptureFixture) -> None:
