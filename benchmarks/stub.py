@@ -11,8 +11,10 @@ from contextlib import contextmanager
 
 CHUNK = (
     b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,'
-    b'"delta":{"content":" word"},"finish_reason":null}]}\n\n'
+    b'"delta":{"content":" %s"},"finish_reason":null}]}\n\n'
 )
+# Different ones, because some clients take the same word a hundred times over for a broken model.
+WORDS = (b"one", b"two", b"tree", b"four", b"five")
 LAST = (
     b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,'
     b'"delta":{},"finish_reason":"stop"}]}\n\n'
@@ -26,6 +28,9 @@ MODELS = b'{"object":"list","data":[{"id":"m","object":"model","owned_by":"vllm"
 
 def framed(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+CHUNKS = [framed(CHUNK % word) for word in WORDS]
 
 
 class Stub(asyncio.Protocol):
@@ -63,7 +68,7 @@ class Stub(asyncio.Protocol):
     def stream(self, left: int, words: int) -> None:
         """One word a write and a turn of the loop, as a model sends them: never the whole reply at once."""
         if left:
-            self.transport.write(framed(CHUNK))
+            self.transport.write(CHUNKS[left % len(CHUNKS)])
             asyncio.get_running_loop().call_soon(self.stream, left - 1, words)
         else:
             self.transport.write(framed(LAST % words) + b"0\r\n\r\n")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+# LiteLLM fetches a list of prices when it is imported; benchmarks leave this machine alone.
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
 
 @dataclass(frozen=True)

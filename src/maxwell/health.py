@@ -30,7 +30,7 @@ REWRITE_SECONDS = 10.0
 RATE_LIMIT_SECONDS = 5.0  # assumed pause after a 429 without Retry-After
 
 
-class Endpoint(Struct, frozen=True):
+class Endpoint(Struct, frozen=True, cache_hash=True):
     """One server as one user sees it: several entries may share it. `repr` hides the key.
 
     Attributes:
