@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -19,9 +19,6 @@ from maxwell.clock import Clock
 from maxwell.errors import Fault
 from maxwell.registry.files import write_atomically
 from maxwell.types import BackendName, HealthState, ServedModel
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 FRESH_SECONDS = 30.0
 USABLE_SECONDS = 90.0
@@ -219,10 +216,6 @@ class HealthBook:
         # A forked child has locks of its own: threads that hold its parent's are not there to release them.
         lock = self._claims.setdefault((os.getpid(), endpoint), threading.Lock())
         return _Held(lock) if lock.acquire(blocking=False) else None
-
-    def endpoints(self) -> Iterable[tuple[Endpoint, Health]]:
-        """Everything known to this process."""
-        return list(self._known.items())
 
     def _read(self, endpoint: Endpoint) -> Health | None:
         if self._directory is None:

@@ -136,7 +136,6 @@ def test_endpoints_differ_by_key_and_backend(book: HealthBook, clock: FakeClock)
     ):
         assert state_of(book, clock, endpoint) is None
         book.put(endpoint, found(clock))
-    assert len(list(book.endpoints())) == 4
 
 
 def test_neither_url_nor_key_can_be_read_from_the_files(directory: Path, clock: FakeClock) -> None:
@@ -152,7 +151,6 @@ def test_neither_url_nor_key_can_be_read_from_the_files(directory: Path, clock: 
     for secret in ("secret-host", "lan", "8080", KEY, "canary"):
         assert secret not in text
     assert KEY not in repr(endpoint)
-    assert KEY not in repr(list(book.endpoints()))
 
 
 def test_the_files_are_for_their_owner_alone(book: HealthBook, directory: Path, clock: FakeClock) -> None:

@@ -40,13 +40,13 @@ def choose(
     """
     entries = state.llms if name is None else [state.llm(name)]
     yield from learn(state, entries, request)
-    decision = decide(state.candidates(entries), request, named=name is not None)
+    decision = state.decide(request, name=name)
     for _ in range(COUNT_ROUNDS if prompt is not None else 0):
         counted = yield from _count(state, decision, prompt or "")
         if not counted:
             break
         request = with_tokens(request, counted)
-        decision = decide(state.candidates(entries), request, named=name is not None)
+        decision = state.decide(request, name=name)
     return decision
 
 
@@ -66,6 +66,8 @@ def learn(
     An old state that allows is used meanwhile. An old one that forbids is waited for only where nothing
     else can be chosen.
     """
+    if all(state.is_fresh(entry) for entry in entries):
+        return
     ranking = _hopeful(state, entries, request)
     asking = [e for e in ranking if state.known(e) is None]
     if not decide(state.candidates(entries), request).ranked:
