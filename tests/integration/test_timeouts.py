@@ -198,7 +198,7 @@ def test_looking_for_another_one_keeps_to_the_deadline(fake_server: FakeServers,
         began = time.monotonic()
         with pytest.raises(BackendError, match="first: "):
             lm.generate("Hello", timeout=0.3)
-        assert time.monotonic() - began < 1.3
+        assert time.monotonic() - began < 1.9  # well before the 2 s that asking may take
 
 
 def test_refused_attempts_take_no_time(fake_server: FakeServers, tmp_path: Path) -> None:
