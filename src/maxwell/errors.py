@@ -6,6 +6,7 @@
     │   └── UnknownName        no entry of that name (suggests near ones)
     ├── BudgetExceeded         an entry's daily budget has no room for this call
     ├── LedgerError            the usage ledger cannot be read or written
+    ├── EmptyReply             the tokens ran out before a word of the reply came
     ├── InputTooLong           an embedding input exceeds what the model reads
     ├── DimensionMismatch      an embedding server returned vectors of another size than declared
     ├── BackendError           one server, one failed exchange; carries `kind` (see `Fault`)
@@ -148,6 +149,22 @@ class UnknownName(NoEligibleLM):
 
 class LedgerError(MaxwellError):
     """The usage ledger cannot be read or written; nothing with a budget is called until it can."""
+
+
+class EmptyReply(MaxwellError):
+    """`generate` got not one word, because the tokens ran out before the reply began.
+
+    Attributes:
+        completion: What came: reasoning, usage, cost.
+    """
+
+    def __init__(self, completion: Completion) -> None:
+        self.completion = completion
+        spent = "went into reasoning" if completion.reasoning else "brought no text"
+        super().__init__(
+            f"{completion.llm}: all {completion.usage.completion_tokens} tokens {spent}; "
+            "raise max_tokens, or ask for less reasoning"
+        )
 
 
 class InputTooLong(MaxwellError):

@@ -11,6 +11,7 @@ from maxwell.calls.chat import Call, chat
 from maxwell.calls.effects import Flow
 from maxwell.calls.embed import embed
 from maxwell.calls.state import Entry, PoolState
+from maxwell.errors import EmptyReply
 from maxwell.registry.specs import EmbeddingSpec, LLMSpec
 from maxwell.requirements import ChatOptions, PromptOptions, chat_call, check_timeout, prompt_messages
 from maxwell.scheduler import Decision
@@ -127,6 +128,8 @@ class _ChosenLLM:
 
     @staticmethod
     def _whole_text(done: Completion, options: PromptOptions) -> str:
+        if done.finish_reason == "length" and not done.text:
+            raise EmptyReply(done)
         if done.finish_reason == "length" and options.get("max_tokens") is None:
             log.warning("%s: the reply was cut off after %d tokens", done.llm, done.usage.completion_tokens)
         return done.text
@@ -159,6 +162,7 @@ class LLM(_ChosenLLM):
         Raises:
             BackendError: The call failed (`AllAttemptsFailed` when several servers did).
             BudgetExceeded: The daily budget has no room for the call.
+            EmptyReply: The tokens ran out before a word of the reply came.
             TypeError, ValueError: The prompt is empty or an option is wrong.
         """
         flow = self._prompt_flow(prompt, options, stream=False)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from calling import BUDGET, MODES, Calls, chats, entry
 
-from maxwell.errors import BudgetExceeded, MaxwellError
+from maxwell.errors import BudgetExceeded, EmptyReply, MaxwellError
 from maxwell.testing import FakeServer, faults
 from maxwell.testing.fixtures import FakeServers
 
@@ -193,10 +193,9 @@ def test_thinking_that_eats_the_reply_is_visible(fake_server: FakeServers, tmp_p
     assert got.completion.usage.completion_tokens == 20
 
 
-@pytest.mark.xfail(reason="`generate` returns an empty text when all tokens went into reasoning")
 def test_generate_does_not_return_nothing_in_silence(fake_server: FakeServers, tmp_path: Path) -> None:
     server = fake_server(reasoning="Let me think. " * 100)
-    with pytest.raises(MaxwellError):
+    with pytest.raises(EmptyReply, match="one: all 20 tokens went into reasoning; raise max_tokens"):
         Calls(tmp_path, entry(server, "one")).ask("generate", max_tokens=20)
 
 
