@@ -207,7 +207,7 @@ def test_a_slower_ranked_host_that_hangs_delays_nothing(fake_server: FakeServers
     began = time.monotonic()
     with calls.pool() as pool:
         assert pool.get_lm().name == "best"
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 1.9  # not the 2 s that the hung one would take
 
     async def main() -> str:
         async with calls.async_pool() as pool:
