@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from holes import black_hole
 from transport_harness import (
     AT_ONCE,
     CANARY,
@@ -27,7 +28,6 @@ from transport_harness import (
     answer_ok,
     ask,
     begin,
-    black_hole,
     chunk,
     failure,
     head,

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calling import MODES, SOON, Calls, assert_idle, black_hole, chats, dead_entry, entry
+from calling import MODES, SOON, Calls, assert_idle, chats, dead_entry, entry
+from holes import black_hole
 
 from maxwell.calls import async_driver, sync_driver
 from maxwell.calls.aiohttp_transport import AiohttpTransport

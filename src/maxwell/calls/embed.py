@@ -12,7 +12,6 @@ from maxwell.calls.failures import refusal, transport_failure
 from maxwell.calls.probe import COUNT_LIMITS, fetch
 from maxwell.calls.state import Entry, PoolState
 from maxwell.errors import BackendError, DecodeError, DimensionMismatch, InputTooLong, StatusError
-from maxwell.health import Health
 from maxwell.registry.specs import EmbeddingSpec
 from maxwell.tokens import estimate, text_upper_bound, utf8_length
 from maxwell.types import Usage
@@ -86,7 +85,7 @@ def _embed_batch(
         raise StatusError(entry.key_problem, llm=spec.name, kind="auth")
     health = state.known(entry)
     backend = entry.backend(health)
-    limit = _limit(entry, health)
+    limit = entry.context(health)
     inputs: list[Input] = list(batch)
     if truncate and not backend.truncates:
         inputs = yield from _cut(state, entry, backend, batch, limit, deadline)
@@ -130,13 +129,6 @@ def _embed_batch(
 def _noted(state: PoolState, entry: Entry, error: BackendError) -> BackendError:
     state.health.note_fault(entry.endpoint, error.kind, error.message, error.retry_after)
     return error
-
-
-def _limit(entry: Entry, health: Health | None) -> int:
-    """Most tokens of one input: the declared number, or the server's when smaller."""
-    spec = entry.spec
-    assert isinstance(spec, EmbeddingSpec)
-    return min(spec.max_context, entry.told_context(health) or spec.max_context)
 
 
 def _check_dimension(spec: EmbeddingSpec, vectors: list[list[float]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -69,18 +69,42 @@ def learn(
     if all(state.is_fresh(entry) for entry in entries):
         return
     ranking = _hopeful(state, entries, request)
-    asking = [e for e in ranking if state.known(e) is None]
-    if not decide(state.candidates(entries), request).ranked:
-        asking = [e for e in ranking if state.must_ask(e)]
+    yield from _ask(
+        state,
+        ranking,
+        lambda entry: bool(decide(state.candidates([entry]), request).ranked),
+        hopeless=not decide(state.candidates(entries), request).ranked,
+        seconds=seconds,
+    )
+
+
+def _ask(
+    state: PoolState,
+    ranking: Sequence[Entry],
+    usable: Callable[[Entry], bool],
+    *,
+    hopeless: bool,
+    seconds: float = PROBE_SECONDS,
+) -> Flow[None]:
+    """Ask those of `ranking`, best first, whose state is not known, and refresh old states aside.
+
+    Args:
+        state: The pool's state.
+        ranking: Who could be chosen.
+        usable: Whether one may be chosen by what is known now.
+        hopeless: Whether nobody may be, so that old states that forbid are asked again.
+        seconds: Longest to wait.
+    """
+    asking = [e for e in ranking if (state.must_ask(e) if hopeless else state.known(e) is None)]
     if asking:
         waited = {e.endpoint for e in asking}
 
         def certain() -> bool:
-            """Whether the best that can still win is known to be eligible."""
+            """Whether the best that can still win is known to be usable."""
             for entry in ranking:
                 if entry.endpoint in waited and state.must_ask(entry):
                     return False
-                if decide(state.candidates([entry]), request).ranked:
+                if usable(entry):
                     return True
             return True
 
@@ -157,7 +181,11 @@ def choose_embedding(state: PoolState, name_or_tag: str | None) -> Flow[Entry]:
         entries = state.embedding_entries(name_or_tag)
     if not entries:
         raise NoEligibleLM("no embedding can be chosen: the registry declares none")
-    yield from _learn_embeddings(state, entries)
+
+    def usable(entry: Entry) -> bool:
+        return not embedding_problem(state, entry)
+
+    yield from _ask(state, entries, usable, hopeless=not any(map(usable, entries)))
     problems = []
     for entry in entries:
         problem = embedding_problem(state, entry)
@@ -165,28 +193,6 @@ def choose_embedding(state: PoolState, name_or_tag: str | None) -> Flow[Entry]:
             return entry
         problems.append(f"{entry.spec.name}: {problem}")
     raise NoEligibleLM("no embedding can be chosen: " + "; ".join(problems))
-
-
-def _learn_embeddings(state: PoolState, entries: Sequence[Entry]) -> Flow[None]:
-    """As `learn`, for embeddings, whose order is the registry's."""
-    asking = [e for e in entries if state.known(e) is None]
-    if all(embedding_problem(state, e) for e in entries):
-        asking = [e for e in entries if state.must_ask(e)]
-    if asking:
-        waited = {e.endpoint for e in asking}
-
-        def certain() -> bool:
-            for entry in entries:
-                if entry.endpoint in waited and state.must_ask(entry):
-                    return False
-                if not embedding_problem(state, entry):
-                    return True
-            return True
-
-        yield from ask_all([e.endpoint for e in asking], state.health, state.clock, enough=certain)
-    old = [e.endpoint for e in entries if e not in asking and not state.is_fresh(e)]
-    if old:
-        yield from ask_all(old, state.health, state.clock, seconds=0.0)
 
 
 def embedding_problem(state: PoolState, entry: Entry) -> str:

@@ -61,12 +61,19 @@ class Entry:
         served = ", ".join(m.id for m in health.models[:3]) + (", ..." if len(health.models) > 3 else "")
         return "model_missing", f"{self.endpoint.root} does not serve {self.spec.model}; it serves {served}"
 
-    def told_context(self, health: Health | None) -> int | None:
-        """Context of one request as the server tells it, in tokens; None = it does not."""
+    @property
+    def declared_context(self) -> int:
+        """Most tokens of one request, as declared."""
+        spec = self.spec
+        return spec.capabilities.max_context if isinstance(spec, LLMSpec) else spec.max_context
+
+    def context(self, health: Health | None) -> int:
+        """Most tokens of one request: as declared, or as the server tells when that is less."""
         if health is None:
-            return None
+            return self.declared_context
         served = self.backend(health).serves(self.spec.model, health.models)
-        return (served.context if served else None) or health.context
+        told = (served.context if served else None) or health.context
+        return min(self.declared_context, told or self.declared_context)
 
     def refresh(self, health: Health | None) -> Candidate:
         """This LLM as the scheduler is to see it. The value is shared: replace it, never change it."""
@@ -75,7 +82,6 @@ class Entry:
             return latest[1]
         spec = self.spec
         assert isinstance(spec, LLMSpec)
-        declared = spec.capabilities.max_context
         reason, words = self.blocked_by(health)
         candidate = Candidate(
             spec=spec,
@@ -83,7 +89,7 @@ class Entry:
             state="unknown" if health is None else health.state,
             detail=words or ("no answer to the health check" if health is None else health.detail),
             blocked=reason or None,  # type: ignore[arg-type]
-            context=min(declared, self.told_context(health) or declared),
+            context=self.context(health),
             honours_grammar=self.backend(health).honours_grammar,
         )
         self._latest = (health, candidate)

@@ -70,8 +70,6 @@ def statuses(state: PoolState, *, refresh: bool = False) -> Flow[list[Status]]:
 def _status(state: PoolState, entry: Entry, books: dict[str, Used] | None, resets_in: float) -> Status:
     spec, health = entry.spec, state.known(entry)
     is_llm = isinstance(spec, LLMSpec)
-    declared = spec.capabilities.max_context if isinstance(spec, LLMSpec) else spec.max_context
-    told = entry.told_context(health)
     used = None if books is None else books.get(spec.name, Used())
     left = (None, None) if used is None else budget_left(spec, used)
     return Status(
@@ -79,23 +77,24 @@ def _status(state: PoolState, entry: Entry, books: dict[str, Used] | None, reset
         spec=spec,
         health=health,
         problem=entry.blocked_by(health)[1],
-        context=min(declared, told or declared),
+        context=entry.context(health),
         slots=None if health is None else health.slots,
         used=used,
         tokens_left=left[0],
         usd_left=left[1],
         resets_in=resets_in,
-        remarks=tuple(_remarks(entry, health, declared, told)),
+        remarks=tuple(_remarks(entry, health)),
     )
 
 
-def _remarks(entry: Entry, health: Health | None, declared: int, told: int | None) -> list[str]:
+def _remarks(entry: Entry, health: Health | None) -> list[str]:
     """Where the declaration and the server disagree, with the value to use."""
     if health is None or health.state not in ("up", "asleep"):
         return []
     spec, remarks = entry.spec, []
     served = entry.backend(health).serves(spec.model, health.models)
-    if told is not None and told < declared:
+    declared, told = entry.declared_context, entry.context(health)
+    if told < declared:
         remarks.append(f"declares a context of {declared} tokens, the server gives {told} to a request")
     if health.models and served is None and entry.backend(health).answers_any_name:
         remarks.append(f"declares model {spec.model}, the server serves {health.models[0].id} to any name")

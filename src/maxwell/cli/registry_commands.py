@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 from maxwell import registry as reg
+from maxwell.cli.render import plural, print_json
 from maxwell.errors import RegistryError
 from maxwell.registry.endpoints import api_key, key_problem
 
@@ -49,7 +49,7 @@ def registry() -> None:
 @registry.command("schema")
 def schema_command() -> None:
     """Print the JSON Schema of a registry file."""
-    click.echo(json.dumps(reg.schema(), indent=2, ensure_ascii=False))
+    print_json(reg.schema())
 
 
 @registry.command("check")
@@ -66,8 +66,8 @@ def check_command(path: str | None, named: str | None) -> None:
     warnings = reg.advise(loaded)
     for problem in warnings:
         click.echo(f"{short(located.path)}: warning: {problem.path}: {problem.message}", err=True)
-    counts = f"{_count(len(loaded.llms), 'LLM')}, {_count(len(loaded.embeddings), 'embedding')}"
-    outcome = _count(len(warnings), "warning") if warnings else "no problems"
+    counts = f"{plural(len(loaded.llms), 'LLM')}, {plural(len(loaded.embeddings), 'embedding')}"
+    outcome = plural(len(warnings), "warning") if warnings else "no problems"
     click.echo(f"{short(located.path)}: {counts}, {outcome}")
 
 
@@ -80,7 +80,7 @@ def show_command(named: str | None, as_json: bool) -> None:
         located = reg.find(named)
         loaded = reg.load(located)
     if as_json:
-        click.echo(json.dumps(_described(located, loaded), indent=2, ensure_ascii=False))
+        print_json(_described(located, loaded))
         return
     click.echo(f"{short(located.path)} ({_SOURCES[located.source]})")
     for place in located.looked[:-1]:
@@ -136,10 +136,6 @@ def _one(path: str | None, named: str | None) -> str | None:
     if path is not None and named is not None:
         raise click.UsageError("Give either PATH or --registry, not both.")
     return path if named is None else named
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def _specs(loaded: reg.Registry) -> tuple[reg.Spec, ...]:

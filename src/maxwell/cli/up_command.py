@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 import click
 
+from maxwell.cli.render import print_json
 from maxwell.errors import MaxwellError, RegistryError
 from maxwell.local.gguf_header import read_header
 from maxwell.local.server import LocalServer, describe_status, entry_name, registry_entry
@@ -158,7 +158,7 @@ def _refuse_taken_name(name: str, target: Path) -> None:
 
 
 def _announce(entry: dict[str, Any], where: str, *, is_open: bool) -> None:
-    click.echo(json.dumps(entry, indent=2, ensure_ascii=False))
+    print_json(entry)
     _hint(f"the entry above: {where}")
     if is_open:
         _hint("everyone who can reach this machine may use it; --api-key-env demands a key")
