@@ -18,10 +18,10 @@ FLOORS = [
     ["pools"],
     ["handles"],
     ["calls"],
-    ["explain", "requirements"],
+    ["explain", "requirements", "receipts"],
     ["scheduler", "health", "ledger", "backends"],
-    ["registry", "tokens"],
-    ["types", "errors", "clock"],
+    ["registry", "tokens", "database"],
+    ["types", "errors", "clock", "ending", "redaction"],
     ["amounts"],
 ]
 FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}

@@ -12,13 +12,14 @@ CALLS = Path(maxwell.calls.__file__).parent
 
 # Each part with what it may import of `calls`. Drivers and transports know no flow, and flows know neither:
 # a flow says what it wants, and whoever runs it decides how.
-SEAM = {"effects", "transport", "sse", "network"}
+SEAM = {"effects", "transport", "sse", "network", "running"}
 MACHINES = {"sync_driver", "async_driver", "urllib3_transport", "aiohttp_transport"}
 ALLOWED: dict[str, set[str]] = {
     "effects": set(),
     "sse": set(),
     "transport": {"effects"},
     "network": {"effects"},
+    "running": {"effects"},
     **dict.fromkeys(MACHINES, SEAM),
 }
 

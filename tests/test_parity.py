@@ -25,7 +25,7 @@ TWINS: list[tuple[type, type]] = [
 # What waits for a server is awaited; what must work while a task is cancelled, or only makes a value, is not.
 NOT_AWAITED = {
     "AsyncLLM": {"stream"},
-    "AsyncLLMPool": {"from_registry", "is_outdated", "usage", "ways_out"},
+    "AsyncLLMPool": {"from_registry", "is_outdated", "resets_at", "today", "usage", "ways_out"},
     "AsyncExchange": {"close"},
 }
 RENAMED = {"aclose": "close", "__aiter__": "__iter__", "__anext__": "__next__"}
@@ -87,7 +87,7 @@ def test_every_effect_is_known_to_both_drivers() -> None:
     """An effect that one driver lacked would work in scripts and fail in services, or the other way round."""
     from maxwell.calls import async_driver, sync_driver
 
-    known = {"Send", "Pull", "Close", "Emit", "Sleep", "Gather"}
+    known = {"Send", "Pull", "Close", "Emit", "Sleep", "Gather", "Aside"}
     yielded = {
         name
         for name, cls in vars(effects).items()

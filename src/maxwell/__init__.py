@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         StatusError,
         StreamBroken,
         UnknownName,
+        UnknownReceipt,
     )
     from maxwell.handles import LLM, AsyncEmbedding, AsyncLLM, AsyncTextStream, Embedding, TextStream
     from maxwell.lm_pool import (
@@ -71,6 +72,7 @@ __all__ = [
     "Timings",
     "ToolCall",
     "UnknownName",
+    "UnknownReceipt",
     "Usage",
     "get_async_embedding",
     "get_async_lm",

@@ -6,6 +6,7 @@
     │   └── UnknownName        no entry of that name (suggests near ones)
     ├── BudgetExceeded         an entry's daily budget has no room for this call
     ├── LedgerError            the usage ledger cannot be read or written
+    ├── UnknownReceipt         there is no such receipt, or it cannot be read
     ├── EmptyReply             the tokens ran out before a word of the reply came
     ├── InputTooLong           an embedding input exceeds what the model reads
     ├── DimensionMismatch      an embedding server returned vectors of another size than declared
@@ -107,22 +108,28 @@ class BudgetExceeded(MaxwellError):
     Attributes:
         name: The entry.
         left: What is left today, in `unit`.
-        needed: What the call could use at most, in `unit`.
+        needed: What the call could use at most, in `unit`; None where no call is made yet.
         unit: "tokens" or "usd".
         resets_at: When the budget starts anew.
     """
 
     def __init__(
-        self, name: str, *, left: float, needed: float, unit: Literal["tokens", "usd"], resets_at: datetime
+        self,
+        name: str,
+        *,
+        left: float,
+        needed: float | None = None,
+        unit: Literal["tokens", "usd"],
+        resets_at: datetime,
     ) -> None:
         self.name = name
         self.left = left
         self.needed = needed
         self.unit = unit
         self.resets_at = resets_at
+        need = "" if needed is None else f", this call may need {_amount(needed, unit)}"
         super().__init__(
-            f"{name}: daily budget has {_amount(max(left, 0), unit)} left, "
-            f"this call may need {_amount(needed, unit)}; "
+            f"{name}: daily budget has {_amount(max(left, 0), unit)} left{need}; "
             f"it resets at {resets_at:%Y-%m-%d %H:%M %Z}".rstrip()
         )
 
@@ -149,6 +156,10 @@ class UnknownName(NoEligibleLM):
 
 class LedgerError(MaxwellError):
     """The usage ledger cannot be read or written; nothing with a budget is called until it can."""
+
+
+class UnknownReceipt(MaxwellError):
+    """There is no such receipt, there are several, or it cannot be read."""
 
 
 class EmptyReply(MaxwellError):

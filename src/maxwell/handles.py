@@ -216,9 +216,10 @@ class AsyncLLM(_ChosenLLM):
 class _ChosenEmbedding:
     """What the sync and the async handle of one embedding share."""
 
-    def __init__(self, state: PoolState, entry: Entry) -> None:
+    def __init__(self, state: PoolState, entry: Entry, asked: str | None) -> None:
         self._state = state
         self._entry = entry
+        self._asked = asked
 
     @property
     def spec(self) -> EmbeddingSpec:
@@ -238,14 +239,16 @@ class _ChosenEmbedding:
         if isinstance(texts, str) or not all(isinstance(t, str) for t in texts):
             raise TypeError("texts must be a sequence of str; for a single text there is embed()")
         check_timeout(timeout)
-        return embed(self._state, self._entry, texts, truncate=truncate, seconds=timeout)
+        return embed(self._state, self._entry, texts, asked=self._asked, truncate=truncate, seconds=timeout)
 
 
 class Embedding(_ChosenEmbedding):
     """A chosen embedding model. Never replaced by another: vectors of different models cannot be compared."""
 
-    def __init__(self, state: PoolState, entry: Entry, transport: SyncTransport) -> None:
-        super().__init__(state, entry)
+    def __init__(
+        self, state: PoolState, entry: Entry, transport: SyncTransport, *, asked: str | None
+    ) -> None:
+        super().__init__(state, entry, asked)
         self._transport = transport
 
     def embed(self, text: str, *, truncate: bool = False, timeout: float | None = None) -> list[float]:
@@ -274,8 +277,10 @@ class Embedding(_ChosenEmbedding):
 class AsyncEmbedding(_ChosenEmbedding):
     """A chosen embedding model for use in coroutines: `Embedding`'s methods, awaited."""
 
-    def __init__(self, state: PoolState, entry: Entry, transport: AsyncTransport) -> None:
-        super().__init__(state, entry)
+    def __init__(
+        self, state: PoolState, entry: Entry, transport: AsyncTransport, *, asked: str | None
+    ) -> None:
+        super().__init__(state, entry, asked)
         self._transport = transport
 
     async def embed(self, text: str, *, truncate: bool = False, timeout: float | None = None) -> list[float]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Mapping, Sequence
+from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
@@ -17,15 +19,18 @@ from maxwell.explain import ways_out
 from maxwell.handles import LLM, AsyncEmbedding, AsyncLLM, Embedding
 from maxwell.health import HealthBook
 from maxwell.ledger import Ledger, Used
+from maxwell.receipts.book import ReceiptBook
+from maxwell.registry.endpoints import api_key
 from maxwell.registry.load import load
 from maxwell.registry.locate import find, maxwell_home
-from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Registry
+from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Registry, Spec
 from maxwell.requirements import Needs, request, requirements
 from maxwell.scheduler import Decision
 from maxwell.types import Requirements
 
 if TYPE_CHECKING:
     from maxwell.calls.transport import AsyncTransport, SyncTransport
+    from maxwell.ledger.sqlite import SQLiteLedger
 
 __all__ = ["AsyncLLMPool", "LLMPool", "shared_pool"]
 
@@ -38,7 +43,9 @@ class _Pool:
         home: Directory of the ledger and the shared health states; default `~/.maxwell`.
         clock: Tells the time.
         environ: Where API keys are found; default the process's environment.
-        ledger: Where usage is booked; default SQLite in `home`.
+        ledger: Where usage is booked; default SQLite in `home`. With another one no receipts are kept.
+        log_content: Whether receipts keep what was asked and answered; default whether the environment has
+            `MAXWELL_LOG_CONTENT=1`.
     """
 
     def __init__(
@@ -49,16 +56,26 @@ class _Pool:
         clock: Clock | None = None,
         environ: Mapping[str, str] | None = None,
         ledger: Ledger | None = None,
+        log_content: bool | None = None,
     ) -> None:
         environ = os.environ if environ is None else environ
         home = maxwell_home(environ) if home is None else home
         clock = clock or SystemClock()
+        if log_content is None:
+            log_content = environ.get("MAXWELL_LOG_CONTENT") == "1"
+        database = None
+        if ledger is None:
+            ledger = _default_ledger(home, clock)
+            database = ledger.database
         self._state = PoolState(
             registry,
             health=HealthBook(home / "health", clock),
-            ledger=_default_ledger(home, clock) if ledger is None else ledger,
+            ledger=ledger,
             clock=clock,
             environ=environ,
+            receipts=ReceiptBook(
+                database, clock, log_content=log_content, secrets=_secrets(registry, environ)
+            ),
         )
 
     @property
@@ -80,9 +97,22 @@ class _Pool:
         """Whether the environment's keys, or the user's trust in the registry, may have changed since."""
         return self._state.keys_changed() or not self.registry.trusted
 
+    @property
+    def ledger(self) -> Ledger:
+        """The books: reservations, and what was used on any day."""
+        return self._state.ledger
+
+    def today(self) -> date:
+        """The day that usage is booked on now, in the registry's `budget_timezone`."""
+        return self._state.today()
+
+    def resets_at(self) -> datetime:
+        """When the daily budgets start anew."""
+        return self._state.resets_at()
+
     def usage(self) -> dict[str, Used]:
         """What each entry used today, by name. Raises `LedgerError`."""
-        books = self._state.ledger.used(self._state.today())
+        books = self._state.ledger.usage(self._state.today())
         names = [llm.name for llm in self.llms] + [embedding.name for embedding in self.embeddings]
         return {name: books.get(name, Used()) for name in names}
 
@@ -95,10 +125,25 @@ class _Pool:
         return choose(self._state, request(needs), name=name, prompt=needs.prompt)
 
 
-def _default_ledger(home: Path, clock: Clock) -> Ledger:
+# The ledgers of this process's pools, by home: pools of one home share one, and see what each other books.
+_ledgers: weakref.WeakValueDictionary[Path, SQLiteLedger] = weakref.WeakValueDictionary()
+
+
+def _default_ledger(home: Path, clock: Clock) -> SQLiteLedger:
     from maxwell.ledger.sqlite import SQLiteLedger
 
-    return SQLiteLedger(home, clock)
+    if not isinstance(clock, SystemClock):
+        return SQLiteLedger(home, clock)
+    ledger = _ledgers.get(home)
+    if ledger is None:
+        _ledgers[home] = ledger = SQLiteLedger(home, clock)
+    return ledger
+
+
+def _secrets(registry: Registry, environ: Mapping[str, str]) -> set[str]:
+    """Every key that the registry's entries send."""
+    specs: list[Spec] = [*registry.llms, *registry.embeddings]
+    return {key for spec in specs if (key := api_key(spec, registry, environ))}
 
 
 class LLMPool(_Pool):
@@ -116,9 +161,12 @@ class LLMPool(_Pool):
         self._transport = transport
 
     @classmethod
-    def from_registry(cls, path: Path | str | None = None) -> LLMPool:
-        """The pool of the registry at `path`, or of the one that applies here. Raises `RegistryError`."""
-        return cls(load(find(path)))
+    def from_registry(cls, path: Path | str | None = None, **parts: Any) -> LLMPool:
+        """The pool of the registry at `path`, or of the one that applies here; `parts` as in the constructor.
+
+        Raises `RegistryError`.
+        """
+        return cls(load(find(path)), **parts)
 
     def get_lm(self, name: str | None = None, **needs: Unpack[Needs]) -> LLM:
         """The LLM that should do this now.
@@ -141,7 +189,8 @@ class LLMPool(_Pool):
             NoEligibleLM: None of that name or tag can be used now.
             UnknownName: Nothing has that name or tag.
         """
-        return Embedding(self._state, self._run(choose_embedding(self._state, name_or_tag)), self._transport)
+        entry = self._run(choose_embedding(self._state, name_or_tag))
+        return Embedding(self._state, entry, self._transport, asked=name_or_tag)
 
     def explain(self, name: str | None = None, **needs: Unpack[Needs]) -> Decision:
         """The decision that `get_lm` would take, with every candidate's terms and reasons; calls nothing."""
@@ -178,9 +227,9 @@ class AsyncLLMPool(_Pool):
         self._transport = transport
 
     @classmethod
-    def from_registry(cls, path: Path | str | None = None) -> AsyncLLMPool:
-        """The pool of the registry at `path`, or of the one that applies here. Raises `RegistryError`."""
-        return cls(load(find(path)))
+    def from_registry(cls, path: Path | str | None = None, **parts: Any) -> AsyncLLMPool:
+        """The pool of the registry at `path`, or the one that applies here. See `LLMPool.from_registry`."""
+        return cls(load(find(path)), **parts)
 
     async def get_lm(self, name: str | None = None, **needs: Unpack[Needs]) -> AsyncLLM:
         """The LLM that should do this now. See `LLMPool.get_lm`."""
@@ -190,7 +239,7 @@ class AsyncLLMPool(_Pool):
     async def get_embedding(self, name_or_tag: str | None = None) -> AsyncEmbedding:
         """The embedding of that name or tag. See `LLMPool.get_embedding`."""
         entry = await self._run(choose_embedding(self._state, name_or_tag))
-        return AsyncEmbedding(self._state, entry, self._transport)
+        return AsyncEmbedding(self._state, entry, self._transport, asked=name_or_tag)
 
     async def explain(self, name: str | None = None, **needs: Unpack[Needs]) -> Decision:
         """The decision that `get_lm` would take. See `LLMPool.explain`."""

@@ -93,6 +93,8 @@ class Usage(Struct, frozen=True):
         cached_tokens: Prompt tokens served from the server's cache; None = not reported.
         reasoning_tokens: Completion tokens spent on reasoning; None = not reported.
         estimated: True when the server did not report and Maxwell counted what it saw.
+        reported_usd: What the server says the call cost, in US dollars; None = not reported. What is booked
+            is the registry's price; where the two differ a warning says so.
     """
 
     prompt_tokens: int = 0
@@ -100,6 +102,7 @@ class Usage(Struct, frozen=True):
     cached_tokens: int | None = None
     reasoning_tokens: int | None = None
     estimated: bool = False
+    reported_usd: float | None = None
 
     @property
     def total_tokens(self) -> int:
@@ -145,6 +148,7 @@ class Completion(Struct, frozen=True, kw_only=True):
         llm: Name of the registry entry that answered.
         model: Model name as the server gave it.
         attempts: Entries tried, in order; the last one answered.
+        receipt: Id of the call's receipt, for `maxwell why`; "" where none is kept.
     """
 
     text: str
@@ -157,6 +161,7 @@ class Completion(Struct, frozen=True, kw_only=True):
     llm: str
     model: str = ""
     attempts: list[str] = field(default_factory=list)
+    receipt: str = ""
 
     @property
     def message(self) -> Message:

@@ -44,8 +44,8 @@ def test_every_command_has_help_with_an_example(run: Run, name: str) -> None:
     result = run(name, "-h")
     assert result.exit_code == 0
     assert "Example" in result.stdout
-    assert f"  maxwell {name} " in result.stdout
-    assert "--registry PATH" in result.stdout
+    assert f"  maxwell {name}" in result.stdout
+    assert "--registry PATH" in result.stdout or name == "why"  # which looks at what was, not at what is
     # What the list of commands says is what the command says of itself.
     assert _COMMANDS[name][1].split(":")[0].rstrip(".") in " ".join(result.stdout.split())
 

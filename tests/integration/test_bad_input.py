@@ -393,7 +393,7 @@ def test_books_that_cannot_be_opened_close_what_has_a_budget(
     write_registry(entry(limited, "limited", 500), free.llm_entry("free"))
     (maxwell_home / ".maxwell" / "ledger.db").write_bytes(b"this is no database, whatever its name says" * 50)
     assert get_lm().generate("Hello") == "free"
-    with pytest.raises(NoEligibleLM, match=r"limited: the usage ledger .*ledger\.db cannot be used"):
+    with pytest.raises(LedgerError, match=r"limited: the usage ledger .*ledger\.db is damaged"):
         get_lm("limited")
     assert chats(limited) == []
     (maxwell_home / ".maxwell" / "ledger.db").unlink()

@@ -9,21 +9,30 @@ import math
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from calling import AT_ONCE, BUDGET, SOON, Calls, assert_idle, assert_no_threads, chats, entry, wait_chats
+from calling import (
+    AT_ONCE,
+    BUDGET,
+    Calls,
+    assert_idle,
+    assert_no_threads,
+    chats,
+    entry,
+    wait_chats,
+    wait_tokens,
+)
 
 from maxwell.calls.aiohttp_transport import AiohttpTransport
 from maxwell.calls.effects import Limits
 from maxwell.calls.urllib3_transport import Urllib3Transport
 from maxwell.clock import SystemClock
 from maxwell.handles import AsyncLLM
-from maxwell.ledger import budget_day
+from maxwell.ledger.days import budget_day
 from maxwell.ledger.sqlite import SQLiteLedger
 from maxwell.lm_pool import AsyncLLMPool, LLMPool
 from maxwell.testing import FakeServer, faults
@@ -161,21 +170,12 @@ def test_ctrl_c(
     assert server.wait_aborted(AT_ONCE)
     clock = SystemClock()
     ledger = SQLiteLedger(maxwell_home / ".maxwell", clock)
-    used = ledger.used(budget_day(clock.time(), None))["one"]
+    used = ledger.usage(budget_day(clock.time(), None))["one"]
     ledger.close()
     assert used.held_tokens == 0
     assert len(PROMPT) // 8 <= used.tokens < 1000
     written = json.loads((maxwell_home / ".maxwell" / "llm_usage.json").read_text())
     assert sum(written["one"].values()) == used.tokens
-
-
-def wait_tokens(server: FakeServer, number: int) -> None:
-    """Wait until the server has sent so many tokens."""
-    tick, waited = threading.Event(), 0.0
-    while server.usage.completion_tokens < number:
-        tick.wait(0.01)
-        waited += 0.01
-        assert waited < SOON
 
 
 # --- async

@@ -122,7 +122,7 @@ def test_many_threads_share_a_pool_on_disk(server: FakeServer, write_registry: W
 
 
 def test_threads_never_pass_a_budget(server: FakeServer, write_registry: WriteRegistry) -> None:
-    # A call may need some 300 tokens at most and uses some 30, so few are under way at once and not all fit.
+    # A call may need 300 tokens by its bound and uses some 17, so not all fit, and few are under way at once.
     write_registry(entry(server, "one", daily_budget_tokens=900))
 
     def work(i: int) -> int:
@@ -132,7 +132,7 @@ def test_threads_never_pass_a_budget(server: FakeServer, write_registry: WriteRe
                 done += bool(get_lm("one").generate("Hello", max_tokens=16))
         return done
 
-    assert 1 <= sum(in_threads(work)) < 3 * THREADS
+    assert 1 <= sum(in_threads(work)) < 10 * THREADS
     with LLMPool.from_registry() as pool:
         used = pool.usage()["one"]
     assert used.held_tokens == 0

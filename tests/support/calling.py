@@ -136,6 +136,15 @@ def count(server: FakeServer, path: str) -> int:
     return len(server.requests_to(path))
 
 
+def wait_tokens(server: FakeServer, number: int) -> None:
+    """Wait until the server has sent so many tokens."""
+    tick, waited = threading.Event(), 0.0
+    while server.usage.completion_tokens < number:
+        tick.wait(0.01)
+        waited += 0.01
+        assert waited < SOON
+
+
 def wait_chats(server: FakeServer, number: int = 1) -> list[Recorded]:
     """Wait until so many chat requests have arrived."""
     while True:

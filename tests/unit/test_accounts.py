@@ -14,16 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maxwell.calls import sync_driver
-from maxwell.calls.accounts import Account, cost_usd, worst_usd
+from maxwell.calls.accounts import UNSEEN_SECONDS, Account, cost_usd, worst_case
 from maxwell.calls.chat import Call, chat
-from maxwell.calls.effects import Limits, Send
+from maxwell.calls.effects import Aside, Flow, Limits, Send
 from maxwell.calls.embed import embed
-from maxwell.calls.state import Entry, PoolState
+from maxwell.calls.state import Entry, PoolState, limit_of
 from maxwell.errors import BudgetExceeded, LedgerError, MaxwellError
 from maxwell.health import Health, HealthBook
-from maxwell.ledger import Hold, Ledger, NoRoom, Used
+from maxwell.ledger import Amount, Ledger, NoRoom, Used
 from maxwell.ledger.memory import MemoryLedger
 from maxwell.ledger.sqlite import SQLiteLedger
+from maxwell.receipts.record import Record
 from maxwell.registry.specs import Capabilities, EmbeddingSpec, LLMSpec, Registry, Spec
 from maxwell.requirements import chat_call
 from maxwell.scheduler import Request
@@ -54,23 +55,13 @@ def embedding(**fields: Any) -> EmbeddingSpec:
     )
 
 
-class Unwritable:
-    """A ledger that reads and writes nothing."""
+class Unwritable(MemoryLedger):
+    """A ledger whose disk is full."""
 
     def refuse(self, *args: object, **more: object) -> Any:
         raise LedgerError("the disk is full")
 
-    reserve = settle = release = book = used = flush = close = refuse
-
-
-class ReadOnlyAfterReserving(MemoryLedger):
-    """A ledger whose disk fills up between a reservation and what comes after it."""
-
-    def settle(self, hold: Hold, tokens: int, usd: float) -> None:
-        raise LedgerError("the disk is full")
-
-    def release(self, hold: Hold) -> None:
-        raise LedgerError("the disk is full")
+    ready = reserve = send = usage = refuse
 
 
 def pool(*specs: Spec, ledger: Ledger | None = None, clock: FakeClock | None = None) -> PoolState:
@@ -93,12 +84,38 @@ def only(state: PoolState) -> Entry:
     return [*state.llms, *state.embeddings][0]
 
 
-def opened(state: PoolState, prompt: int, most: int, *, may_shrink: bool = True) -> Account:
-    return Account.open(state, only(state), prompt, most, may_shrink=may_shrink)
+def finished(flow: Flow[Any]) -> Any:
+    """The result of a flow that needs no server."""
+    return sync_driver.run(flow, Scripted())
+
+
+def receipt(state: PoolState) -> Record:
+    return state.receipts.embed(None, [])
+
+
+def opened(
+    state: PoolState, prompt: int, most: int, *, may_shrink: bool = True, counted: int | None = None
+) -> Account:
+    def count() -> Flow[int | None]:
+        yield Aside(lambda: None)
+        return counted
+
+    account = Account(state, only(state).spec, receipt(state))
+    finished(account.open(prompt, most, may_shrink=may_shrink, count=count))
+    return account
+
+
+def until_sent(flow: Flow[Any]) -> Any:
+    """Run a flow up to its first `Send` and return that."""
+    effect = flow.send(None)
+    while isinstance(effect, Aside):
+        effect = flow.send(effect.work())
+    assert isinstance(effect, Send)
+    return effect
 
 
 def books(state: PoolState, day: date = DAY) -> Used:
-    return state.ledger.used(day).get(only(state).spec.name, Used())
+    return state.ledger.usage(day).get(only(state).spec.name, Used())
 
 
 # --- prices
@@ -128,7 +145,7 @@ def test_usage_is_priced_by_the_registry(prices: dict[str, Any], usage: Usage, u
 
 def test_an_embedding_is_priced_by_its_tokens() -> None:
     assert cost_usd(embedding(cost_per_1k_tokens=0.0001), Usage(5000)) == pytest.approx(0.0005)
-    assert worst_usd(embedding(cost_per_1k_tokens=0.0001), 5000, 0) == pytest.approx(0.0005)
+    assert worst_case(embedding(cost_per_1k_tokens=0.0001), 5000, 0).usd == pytest.approx(0.0005)
 
 
 def test_a_cache_larger_than_the_prompt_never_makes_money() -> None:
@@ -156,7 +173,7 @@ def test_no_usage_costs_more_than_the_worst_case_or_less_than_nothing(
         cost_per_1k_cached_tokens=prices[2],
     )
     usd = cost_usd(spec, Usage(prompt, completion, cached))
-    assert 0 <= usd <= worst_usd(spec, prompt, completion) * (1 + 1e-9)
+    assert 0 <= usd <= worst_case(spec, prompt, completion).usd * (1 + 1e-9) + 1e-15
 
 
 # --- reserving
@@ -181,6 +198,7 @@ def test_the_worst_case_is_held_and_what_was_used_is_settled() -> None:
     assert books(state).tokens == 1000
     assert books(state).usd == pytest.approx(0.01)
     assert (books(state).held_tokens, books(state).held_usd) == (0, 0.0)
+    assert state.ledger.holds() == []
 
 
 def test_a_dearer_cache_counts_in_the_worst_case() -> None:
@@ -203,11 +221,11 @@ def test_an_account_is_closed_once(budget: int | None) -> None:
     account.settle(Usage(900, 100))
     assert account.settle(Usage(5000, 5000)) == 0.0
     account.release()
-    assert books(state) == Used(1000)
+    assert books(state) == Used(tokens=1000, calls=1)
     released = opened(state, 1000, 500)
     released.release()
     released.settle(Usage(900, 100))
-    assert books(state) == Used(1000)
+    assert books(state) == Used(tokens=1000, calls=1)
 
 
 @pytest.mark.parametrize("budget", [None, 10000])
@@ -217,7 +235,7 @@ def test_a_call_counts_on_the_day_it_began(budget: int | None) -> None:
     account = opened(state, 1000, 500)
     clock.advance(120)
     account.settle(Usage(900, 100))
-    assert books(state, DAY) == Used(1000)
+    assert books(state, DAY) == Used(tokens=1000, calls=1)
     assert books(state, NEXT_DAY) == Used()
     assert opened(state, 9000, 1000, may_shrink=False).max_tokens == 1000
 
@@ -281,16 +299,16 @@ def test_whatever_fits_the_money_is_given(
 ) -> None:
     """A budget that holds `fits` tokens of completion gives that many, but for rounding."""
     spec = llm(cost_per_1k_prompt_tokens=price, cost_per_1k_completion_tokens=ratio * price)
-    budget = worst_usd(spec, prompt, fits) / (1 - already)
+    budget = worst_case(spec, prompt, fits).usd / (1 - already)
     spec = llm(
         cost_per_1k_prompt_tokens=price, cost_per_1k_completion_tokens=ratio * price, daily_budget_usd=budget
     )
     state = pool(spec)
-    state.ledger.book(spec.name, DAY, 1, budget * already)
+    state.ledger.book(spec.name, DAY, Amount.of(1, budget * already))
     account = opened(state, prompt, 4096)
     assert fits - 1 <= account.max_tokens <= fits
     have = books(state)
-    assert have.usd + have.held_usd <= budget
+    assert have.nanousd + have.held_nanousd <= (limit_of(spec).nanousd or 0)
 
 
 # --- refusing
@@ -334,7 +352,7 @@ def test_more_used_than_reserved_is_booked_and_told(caplog: pytest.LogCaptureFix
     state = pool(llm(daily_budget_tokens=1000))
     with caplog.at_level(logging.WARNING, "maxwell"):
         opened(state, 50, 64).settle(Usage(500, 64))
-    assert books(state) == Used(564)
+    assert books(state) == Used(tokens=564, calls=1)
     assert [r for r in caplog.records if "gpt-4o" in r.getMessage()]
 
 
@@ -346,42 +364,132 @@ def test_with_a_budget_nothing_is_sent_while_the_books_cannot_be_kept() -> None:
         opened(pool(llm(daily_budget_tokens=1000), ledger=Unwritable()), 10, 10)
 
 
-def test_without_a_budget_the_call_goes_on_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    account = opened(pool(llm(cost_per_1k_tokens=1.0), ledger=Unwritable()), 10, 10)
-    with caplog.at_level(logging.WARNING, "maxwell"):
-        assert account.settle(Usage(10, 10)) == pytest.approx(0.02)
-    assert caplog.messages == ["gpt-4o: 20 tokens could not be booked: the disk is full"]
+def test_what_costs_money_is_not_called_either_while_the_books_cannot_be_kept() -> None:
+    with pytest.raises(LedgerError, match="the disk is full"):
+        opened(pool(llm(cost_per_1k_tokens=1.0), ledger=Unwritable()), 10, 10)
 
 
-def test_without_a_budget_a_broken_home_is_told_and_not_passed_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_is_free_goes_on_while_the_books_cannot_be_kept() -> None:
+    state = pool(llm(), ledger=Unwritable())
+    assert opened(state, 10, 10).settle(Usage(10, 10)) == 0.0
+
+
+def test_a_broken_home_is_told_and_not_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "ledger.db").mkdir()
-    clock = FakeClock()
-    ledger = SQLiteLedger(tmp_path, clock)
-    state = pool(llm(cost_per_1k_tokens=1.0), ledger=ledger, clock=clock)
-    with caplog.at_level(logging.WARNING, "maxwell"):
-        for _ in range(3):
-            opened(state, 10, 10).settle(Usage(10, 10))
-            clock.advance(2.0)
-    assert any("ledger.db" in message for message in caplog.messages)
+    ledger = SQLiteLedger(tmp_path, FakeClock())
+    state = pool(llm(), ledger=ledger)
+    for _ in range(3):
+        opened(state, 10, 10).settle(Usage(10, 10))
+    with pytest.raises(LedgerError, match=re.escape("ledger.db")):
+        ledger.flush()
     (tmp_path / "ledger.db").rmdir()
     ledger.close()
+    assert books(state) == Used(tokens=60, calls=3)
 
 
-def test_a_hold_that_cannot_be_settled_stays_and_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    state = pool(llm(daily_budget_tokens=1000), ledger=ReadOnlyAfterReserving())
-    with caplog.at_level(logging.WARNING, "maxwell"):
-        opened(state, 400, 100).settle(Usage(300, 10))
-    assert caplog.messages == ["gpt-4o: 310 tokens could not be booked: the disk is full"]
+# --- refining what does not fit
+
+
+def test_an_exact_count_makes_room_before_the_completion_shrinks() -> None:
+    state = pool(llm(daily_budget_tokens=1000))
+    account = opened(state, 900, 300, counted=200)
+    assert account.max_tokens == 300
+    assert 500 <= books(state).held_tokens < 900
+
+
+def test_a_completion_shrinks_to_what_the_exact_count_leaves() -> None:
+    account = opened(pool(llm(daily_budget_tokens=1000)), 2000, 4096, counted=500)
+    assert 450 <= account.max_tokens <= 500
+
+
+def test_a_count_is_not_asked_for_where_the_bound_fits() -> None:
+    def count() -> Flow[int | None]:
+        raise AssertionError("nobody has to be asked")
+        yield
+
+    state = pool(llm(daily_budget_tokens=1000))
+    finished(Account(state, only(state).spec, receipt(state)).open(100, 100, count=count))
+
+
+def test_a_count_above_the_bound_changes_nothing() -> None:
+    with pytest.raises(BudgetExceeded):
+        opened(pool(llm(daily_budget_tokens=100)), 90, 64, counted=5000)
+
+
+def test_a_server_that_used_more_than_was_held_is_held_to_more_the_next_time() -> None:
+    state = pool(llm(daily_budget_tokens=10_000))
+    opened(state, 100, 100).settle(Usage(400, 100))
+    opened(state, 100, 100)
     assert books(state).held_tokens == 500
 
 
-def test_a_hold_that_cannot_be_released_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    state = pool(llm(daily_budget_tokens=1000), ledger=ReadOnlyAfterReserving())
-    with caplog.at_level(logging.WARNING, "maxwell"):
-        opened(state, 400, 100).release()
-    assert caplog.messages == ["gpt-4o: a reservation could not be given back: the disk is full"]
+# --- sending, leaving
+
+
+def test_a_reservation_given_back_too_soon_is_made_anew() -> None:
+    state = pool(llm(daily_budget_tokens=1000))
+    account = opened(state, 100, 100)
+    for found in state.ledger.holds():  # as when this process was thought dead
+        state.ledger.release(found.hold)
+    finished(account.send())
+    assert [found.state for found in state.ledger.holds()] == ["sent"]
+    account.settle(Usage(10, 10))
+    assert books(state) == Used(tokens=20, calls=1)
+
+
+def test_a_reservation_given_back_whose_budget_went_to_others_is_refused() -> None:
+    state = pool(llm(daily_budget_tokens=300))
+    account = opened(state, 100, 100)
+    for found in state.ledger.holds():
+        state.ledger.release(found.hold)
+    opened(state, 150, 100)
+    with pytest.raises(BudgetExceeded):
+        finished(account.send())
+    account.release()
+    assert books(state).held_tokens == 250
+
+
+def test_a_caller_who_leaves_while_it_reserves_holds_nothing() -> None:
+    state = pool(llm(daily_budget_tokens=1000))
+    account = Account(state, only(state).spec, receipt(state))
+    flow = account.open(100, 100)
+    reserving = flow.send(None)
+    flow.close()
+    account.release()
+    reserving.work()  # the thread that reserves goes on
+    assert books(state) == Used()
+
+
+# --- what no server reported
+
+
+def test_a_reported_usage_is_taken_as_it_is() -> None:
+    account = opened(pool(llm(daily_budget_tokens=1000)), 100, 100)
+    assert account.sure(Usage(3, 4), cut=True) == Usage(3, 4)
+
+
+def test_an_estimate_without_a_budget_is_what_was_seen() -> None:
+    seen = Usage(3, 4, estimated=True)
+    assert opened(pool(llm()), 100, 100).sure(seen, cut=True) == seen
+
+
+def test_an_estimate_that_a_budget_hangs_on_is_on_the_safe_side() -> None:
+    account = opened(pool(llm(daily_budget_tokens=10_000)), 100, 4000)
+    seen = Usage(3, 4, estimated=True)
+    assert account.sure(seen, cut=False) == Usage(100, 4, estimated=True)
+    assert account.sure(seen, cut=True) == Usage(100, 4 + int(UNSEEN_SECONDS * 50), estimated=True)
+
+
+def test_an_estimate_is_never_more_than_was_held() -> None:
+    account = opened(pool(llm(daily_budget_tokens=10_000)), 100, 64)
+    assert account.sure(Usage(3, 60, estimated=True), cut=True) == Usage(100, 64, estimated=True)
+
+
+def test_estimated_tokens_are_marked_in_the_books() -> None:
+    state = pool(llm(daily_budget_tokens=10_000))
+    opened(state, 100, 64).settle(Usage(100, 10, estimated=True))
+    opened(state, 100, 64).settle(Usage(50, 10))
+    assert books(state) == Used(tokens=170, estimated_tokens=110, calls=2)
 
 
 # --- what a chat call reserves
@@ -406,7 +514,7 @@ HELLO: list[Message] = [{"role": "user", "content": "Hello"}]
 def held_while_sending(messages: list[Message], **options: Any) -> Used:
     state = ready(llm(daily_budget_tokens=10**6))
     flow = calling(state, messages, **options)
-    assert isinstance(flow.send(None), Send)
+    until_sent(flow)
     held = books(state)
     flow.close()
     return held
@@ -449,16 +557,15 @@ def test_what_was_never_sent_is_never_booked(
     messages: list[Message], options: dict[str, Any], budget: int | None
 ) -> None:
     state = ready(llm(daily_budget_tokens=budget))
-    flow = calling(state, messages, **options)
     with pytest.raises((ValueError, MaxwellError)):
-        flow.send(None)
+        finished(calling(state, messages, **options))
     assert books(state) == Used()
 
 
 def test_a_call_left_while_it_was_sent_is_booked_and_holds_nothing() -> None:
     state = ready(llm(daily_budget_tokens=10**6))
     flow = calling(state, HELLO)
-    assert isinstance(flow.send(None), Send)
+    until_sent(flow)
     flow.close()
     have = books(state)
     assert have.tokens > 0
@@ -497,7 +604,7 @@ def test_an_embedding_call_holds_the_special_tokens_too() -> None:
     # Most embedding models put one before and one after each text.
     state = pool(embedding(daily_budget_tokens=10**6))
     flow = embed(state, only(state), ["a"] * 50)
-    assert isinstance(flow.send(None), Send)
+    until_sent(flow)
     held = books(state).held_tokens
     flow.close()
     assert held >= 50 * 3
@@ -533,4 +640,4 @@ def test_usage_that_a_server_reported_is_booked_even_when_the_reply_failed(
     state = ready(llm(daily_budget_tokens=budget))
     with pytest.raises(MaxwellError):
         sync_driver.run(calling(state, HELLO), Scripted(*frames))
-    assert books(state) == Used(1050)
+    assert books(state) == Used(tokens=1050, calls=1)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maxwell.ledger import budget_day, resets_at, zone
+from maxwell.ledger.days import budget_day, resets_at, zone
+from maxwell.testing.clock import FakeClock
 
 BERLIN, NEW_YORK = ZoneInfo("Europe/Berlin"), ZoneInfo("America/New_York")
 
@@ -69,6 +70,30 @@ def test_at_midnight_the_new_day_has_begun() -> None:
     midnight = instant("2026-06-30T22:00")
     assert budget_day(midnight, BERLIN) == date(2026, 7, 1)
     assert resets_at(midnight, BERLIN).timestamp() - midnight == 24 * 3600
+
+
+@pytest.mark.parametrize(
+    ("start", "hours"), [("2026-03-27T23:00", 23), ("2026-10-23T22:00", 25), ("2026-06-13T22:00", 24)]
+)
+def test_no_hour_is_lost_or_counted_twice(start: str, hours: int) -> None:
+    """A clock that goes on through three days: the one in the middle is the one of the change."""
+    clock = FakeClock(instant(start))
+    first = budget_day(clock.time(), BERLIN)
+    days = []
+    while (day := budget_day(clock.time(), BERLIN)) < first + timedelta(days=3):
+        days.append(day)
+        clock.advance(600)
+    assert days == sorted(days)
+    counts = [days.count(first + timedelta(days=n)) for n in range(3)]
+    assert counts == [24 * 6, hours * 6, 24 * 6]
+
+
+def test_a_clock_that_is_set_back_is_believed() -> None:
+    clock = FakeClock(instant("2026-07-01T22:30"))
+    assert budget_day(clock.time(), BERLIN) == date(2026, 7, 2)
+    clock.now -= 3600
+    assert budget_day(clock.time(), BERLIN) == date(2026, 7, 1)
+    assert resets_at(clock.time(), BERLIN).timestamp() - clock.time() == 1800
 
 
 def test_zones_disagree_about_the_day() -> None:

@@ -8,7 +8,7 @@ import pytest
 from maxwell.calls.state import PoolState
 from maxwell.errors import LedgerError, UnknownName
 from maxwell.health import Health, HealthBook
-from maxwell.ledger import Ledger, Used
+from maxwell.ledger import Amount, Ledger, Limit, Used
 from maxwell.ledger.memory import MemoryLedger
 from maxwell.registry.specs import Capabilities, EmbeddingSpec, LLMSpec, Registry
 from maxwell.scheduler import Candidate, Request
@@ -159,17 +159,17 @@ def test_what_one_thread_decides_on_does_not_change_under_it() -> None:
 class Failing(MemoryLedger):
     fails = True
 
-    def used(self, day: Any) -> dict[str, Used]:
+    def usage(self, day: Any) -> dict[str, Used]:
         if self.fails:
             raise LedgerError("the ledger cannot be read")
-        return super().used(day)
+        return super().usage(day)
 
 
 def test_what_is_left_today_is_known() -> None:
     state = pool(llm("limited", daily_budget_tokens=1000, daily_budget_usd=2.0), llm("free"))
     day = state.today()
-    state.ledger.reserve("limited", day, 300, 0.5, most_tokens=None, most_usd=None)
-    state.ledger.book("limited", day, 200, 0.25)
+    state.ledger.reserve("limited", day, Amount.of(300, 0.5), Limit())
+    state.ledger.book("limited", day, Amount.of(200, 0.25))
     limited, free = state.candidates(state.llms)
     assert (limited.tokens_left, limited.usd_left) == (500, 1.25)
     assert limited.resets_in == 12 * 3600
@@ -192,9 +192,10 @@ def test_a_ledger_that_cannot_be_read_excludes_what_has_a_budget_and_nothing_els
 
 def test_a_spent_embedding_says_so() -> None:
     state = pool(embedding("e", daily_budget_tokens=100))
-    assert state.budget_problem(state.embeddings[0]) == ""
-    state.ledger.book("e", state.today(), 100, 0.0)
-    assert state.budget_problem(state.embeddings[0]) == "daily budget is used up; it resets in 12 h"
+    assert state.budget_problem(state.embeddings[0]) is None
+    state.ledger.book("e", state.today(), Amount(100))
+    problem = state.budget_problem(state.embeddings[0])
+    assert str(problem).startswith("e: daily budget has 0 tokens left; it resets at ")
 
 
 # --- names

@@ -7,16 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from maxwell.backends.complaints import classify, complaint_of, is_incapable, read_complaint
 from maxwell.errors import Fault, StatusError
+from maxwell.redaction import redacted
 
 # A server's own words are quoted up to this many characters.
 _SHOWN = 300
 
 # A secret shorter than this is a placeholder such as "x"; hiding it would only garble messages.
-_MIN_SECRET = 4
 
 _NEXT: dict[Fault, str] = {
     "loading": "the model is not ready yet; try again shortly",
@@ -130,15 +128,6 @@ def _instant(value: str) -> float | None:
 
 def _shown(text: str, secrets: Sequence[str]) -> str:
     """`text` without secrets, on one line, cut to a bearable length; in this order, or half a key stays."""
-    hidden = {s.strip() for s in secrets}
-    forms = {form for s in hidden if len(s) >= _MIN_SECRET for form in (s, _escaped(s))}
-    if forms:
-        longest_first = sorted(forms, key=len, reverse=True)
-        text = re.sub("|".join(map(re.escape, longest_first)), "[redacted]", text)
+    text = redacted(text, secrets)
     text = " ".join("".join(c if c.isprintable() else " " for c in text[: 20 * _SHOWN]).split())
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
-
-
-def _escaped(secret: str) -> str:
-    """`secret` as it stands inside JSON text."""
-    return msgspec.json.encode(secret.encode("utf-8", "replace").decode()).decode()[1:-1]

@@ -6,6 +6,7 @@ work on arbitrary bytes catch `BAD_JSON`.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -15,6 +16,8 @@ from maxwell.types import Usage
 
 # Payload of the event that closes a chat stream. It proves nothing: it may follow an error, or never come.
 DONE = b"[DONE]"
+
+MOST_TOKENS = 2**40  # a larger count is no count; it would only break the books
 
 # What decoding bytes that are not the expected JSON can raise: bad syntax, types or UTF-8, endless nesting.
 BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -78,6 +81,8 @@ class WireUsage(Struct, gc=False):
     total_tokens: int | None = None
     prompt_tokens_details: PromptDetails | None = None
     completion_tokens_details: CompletionDetails | None = None
+    prompt_cache_hit_tokens: int | None = None  # DeepSeek's name for the cached ones
+    cost: float | None = None  # OpenRouter's price of the call, in US dollars
 
 
 class WireTimings(Struct, gc=False):
@@ -237,15 +242,18 @@ def usage_of(usage: WireUsage | None, timings: WireTimings | None) -> Usage | No
     if usage is not None:
         prompt, completion = _count(usage.prompt_tokens), _count(usage.completion_tokens)
         total = _count(usage.total_tokens)
-        if completion is None and prompt is not None and total is not None and total >= prompt:
-            completion = total - prompt
+        if prompt is not None and total is not None and total >= prompt:
+            # xAI counts reasoning in the total alone, and bills it (github.com/vercel/ai/pull/12425).
+            completion = max(completion or 0, total - prompt)
         if prompt is not None and completion is not None and prompt + completion:
-            cached, reasoning = usage.prompt_tokens_details, usage.completion_tokens_details
+            details, reasoning = usage.prompt_tokens_details, usage.completion_tokens_details
+            cached = _count(details.cached_tokens) if details else None
             return Usage(
                 prompt_tokens=prompt,
                 completion_tokens=completion,
-                cached_tokens=_count(cached.cached_tokens) if cached else None,
+                cached_tokens=_count(usage.prompt_cache_hit_tokens) if cached is None else cached,
                 reasoning_tokens=_count(reasoning.reasoning_tokens) if reasoning else None,
+                reported_usd=usage.cost if usage.cost is not None and 0 <= usage.cost < math.inf else None,
             )
     if timings is not None:
         fresh, completion = _count(timings.prompt_n), _count(timings.predicted_n)
@@ -266,4 +274,4 @@ def embedding_usage(usage: WireUsage | None) -> Usage | None:
 
 
 def _count(value: int | None) -> int | None:
-    return value if value is not None and 0 <= value < 2**63 else None
+    return value if value is not None and 0 <= value <= MOST_TOKENS else None

@@ -7,7 +7,8 @@ import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from maxwell.calls.effects import Close, Emit, Flow, Gather, Pull, Send, Sleep, T
+from maxwell.calls.effects import Aside, Close, Emit, Flow, Gather, Pull, Send, Sleep, T
+from maxwell.calls.running import running
 from maxwell.calls.transport import AsyncExchange, AsyncTransport
 
 # The loop holds tasks weakly; those that outlast their Gather are held here until they end.
@@ -34,6 +35,7 @@ async def iterate(
     However it ends (closed, abandoned, cancelled, failed), the flow is closed and its exchanges are cut.
     """
     opened: list[AsyncExchange] = []
+    running.add(flow)
     value: Any = None
     error: Exception | None = None
     try:
@@ -68,6 +70,8 @@ async def _perform(effect: Any, transport: AsyncTransport, opened: list[AsyncExc
         effect.exchange.close()
         opened.remove(effect.exchange)
         return None
+    if kind is Aside:
+        return await asyncio.get_running_loop().run_in_executor(None, effect.work)
     if kind is Gather:
         return await _gather(effect, transport)
     if kind is Sleep:
@@ -77,6 +81,7 @@ async def _perform(effect: Any, transport: AsyncTransport, opened: list[AsyncExc
 
 def _leave(flow: Flow[Any], opened: list[AsyncExchange]) -> None:
     """Close the flow, then whatever it left open; needs no await, so it works while a task is cancelled."""
+    running.discard(flow)
     try:
         flow.close()
     finally:

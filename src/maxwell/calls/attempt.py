@@ -8,13 +8,14 @@ import msgspec
 
 from maxwell.backends.base import Backend
 from maxwell.calls.accounts import LEAST_COMPLETION, Account
+from maxwell.calls.counting import COUNT_LIMITS, chat_tokens
 from maxwell.calls.effects import Close, Exchange, Flow, Limits, Send, TransportError
 from maxwell.calls.failures import broken, error_body, refusal, transport_failure
-from maxwell.calls.probe import COUNT_LIMITS, fetch
 from maxwell.calls.reading import read
 from maxwell.calls.reply import Reply
 from maxwell.calls.state import Entry, PoolState, has_budget
 from maxwell.errors import BackendError, StatusError
+from maxwell.receipts.record import Record
 from maxwell.registry.specs import LLMSpec, Spec
 from maxwell.tokens import BYTES_PER_TOKEN, measure, upper_bound
 from maxwell.types import ChatCall, Completion, HTTPRequest
@@ -30,6 +31,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
         deadline: When the whole call must be over, on the monotonic clock; None = never.
         emit: Whether text is to be emitted as it comes.
         tried: Entries asked so far, the present one last.
+        record: The call's receipt.
     """
 
     chat: ChatCall
@@ -38,6 +40,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     deadline: float | None
     emit: bool
     tried: Sequence[str]
+    record: Record
 
 
 def attempt(state: PoolState, entry: Entry, task: Task) -> Flow[Completion]:
@@ -53,29 +56,31 @@ def attempt(state: PoolState, entry: Entry, task: Task) -> Flow[Completion]:
     backend = entry.backend()
     _check_possible(entry, backend, chat)
     likely, cap = yield from _sizes(state, entry, backend, task)
-    prompt = upper_bound(chat.messages, chat.tools) if has_budget(spec) else 0  # only a budget needs it
-    account = Account.open(state, entry, prompt, cap, may_shrink=chat.max_tokens is None)
+    account = Account(state, spec, task.record)
     now = state.clock.monotonic
-    reply = Reply(spec, likely, now())
+    reply = Reply(spec, likely, now(), task.record.id)
     exchange: Exchange | None = None
     used = False
     try:
+        yield from _reserve(state, entry, backend, task, account, cap)
         capped = msgspec.structs.replace(chat, max_tokens=account.max_tokens)
         request = backend.chat(spec, capped, entry.endpoint.key)
+        yield from account.send()
         used = True  # from here on the server may be working for us, whatever becomes of this call
         exchange = yield from _open(state, entry, backend, request, limits_for(state, spec, task.deadline))
         yield from read(exchange, backend, reply, now, emit=task.emit, secrets=entry.endpoint.secrets)
-        usage = reply.usage
+        usage = account.sure(reply.usage, cut=False)
         usd = account.settle(usage)
         used = False  # and booked
     except TransportError as error:
         used = error.stage not in ("refused", "connect")
-        raise broken(transport_failure(spec.name, error), reply, now(), task.tried) from error
+        failure = transport_failure(spec.name, error)
+        raise broken(failure, reply, account.sure(reply.usage, cut=True), now(), task.tried) from error
     except BackendError as error:
         used = exchange is not None  # a server that refuses has not worked
         if exchange is not None:
             yield Close(exchange)  # it may still be generating
-        failure = broken(error, reply, now(), task.tried)
+        failure = broken(error, reply, account.sure(reply.usage, cut=True), now(), task.tried)
         if failure is error:
             raise
         raise failure from error
@@ -83,11 +88,26 @@ def attempt(state: PoolState, entry: Entry, task: Task) -> Flow[Completion]:
         # Every way out but success, cancelled and abandoned calls included, books what was seen here, or
         # gives the money back where nothing was used.
         if used:
-            account.settle(reply.usage)
+            account.settle(account.sure(reply.usage, cut=True))
         else:
             account.release()
     state.health.note_success(entry.endpoint)
     return reply.completion(now(), list(task.tried), usage, usd)
+
+
+def _reserve(
+    state: PoolState, entry: Entry, backend: Backend, task: Task, account: Account, completion: int
+) -> Flow[None]:
+    """Open the account for the worst case; an entry without a budget needs none."""
+    chat = task.chat
+    prompt = upper_bound(chat.messages, chat.tools) if has_budget(entry.spec) else 0
+    limits = within(state, COUNT_LIMITS, task.deadline)
+    yield from account.open(
+        prompt,
+        completion,
+        may_shrink=chat.max_tokens is None,
+        count=lambda: chat_tokens(entry, backend, chat, limits),
+    )
 
 
 def _check_possible(entry: Entry, backend: Backend, chat: ChatCall) -> None:
@@ -110,25 +130,10 @@ def _sizes(state: PoolState, entry: Entry, backend: Backend, task: Task) -> Flow
     wanted = min(task.chat.max_tokens or task.most or most, most)
     likely = measure(task.chat.messages, task.chat.tools).estimate(task.bytes_per_token or BYTES_PER_TOKEN)
     if likely + wanted > candidate.context:
-        counted = yield from _count(state, entry, backend, task)
+        limits = within(state, COUNT_LIMITS, task.deadline)
+        counted = yield from chat_tokens(entry, backend, task.chat, limits)
         likely = likely if counted is None else counted
     return likely, min(wanted, max(candidate.context - likely, LEAST_COMPLETION))
-
-
-def _count(state: PoolState, entry: Entry, backend: Backend, task: Task) -> Flow[int | None]:
-    """Prompt tokens by the server's own count, or None where it cannot tell."""
-    spec = entry.spec
-    assert isinstance(spec, LLMSpec)
-    if task.chat.tools:  # the counting routes do not take them
-        return None
-    request = backend.count_chat(spec, task.chat.messages, entry.endpoint.key)
-    if request is None:
-        return None
-    try:
-        status, _, body = yield from fetch(request, within(state, COUNT_LIMITS, task.deadline))
-        return backend.decode_count(body) if status == 200 else None
-    except (TransportError, ValueError):  # the call itself will tell what is wrong
-        return None
 
 
 def limits_for(state: PoolState, spec: Spec, deadline: float | None) -> Limits:

@@ -20,6 +20,7 @@ from maxwell.errors import (
     LedgerError,
     StreamBroken,
 )
+from maxwell.receipts.record import Record
 from maxwell.scheduler import Decision, Request, decide
 from maxwell.tokens import IMAGE_TOKENS, TEMPLATE_TOKENS_PER_MESSAGE, measure
 from maxwell.types import ChatCall, Completion
@@ -52,7 +53,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def chat(state: PoolState, call: Call) -> Flow[Completion]:
-    """Make the call; on a failure that another LLM can mend, the next best takes it.
+    """Make the call and keep its receipt; on a failure that another LLM can mend, the next best takes it.
 
     Emits the text's pieces (`str`) when `call.stream`.
 
@@ -63,6 +64,14 @@ def chat(state: PoolState, call: Call) -> Flow[Completion]:
         LedgerError: What could answer has a budget, and the books cannot be kept.
         StreamBroken: The reply broke off after content had begun.
     """
+    with state.receipts.chat(call.decision, call.chat.messages) as record:
+        done = yield from _chat(state, call, record)
+        record.answered(done)
+        return done
+
+
+def _chat(state: PoolState, call: Call, record: Record) -> Flow[Completion]:
+    """One attempt after another."""
     deadline = None if call.seconds is None else state.clock.monotonic() + call.seconds
     failed: list[BackendError] = []
     refused: BudgetExceeded | LedgerError | None = None
@@ -74,19 +83,21 @@ def chat(state: PoolState, call: Call) -> Flow[Completion]:
         deadline=deadline,
         emit=call.stream,
         tried=tried,
+        record=record,
     )
     entry: Entry | None = state.llm(call.decision.ranked[0].spec.name)
     while entry is not None and len(failed) < MOST_ATTEMPTS:
         tried.append(entry.spec.name)
         try:
-            return (yield from attempt(state, entry, task))
+            with record.attempt(entry.spec):
+                return (yield from attempt(state, entry, task))
         except StreamBroken:
             raise
         except (BudgetExceeded, LedgerError) as error:
             refused = error
         except BackendError as error:
             failed.append(error)
-            state.health.note_fault(entry.endpoint, error.kind, error.message, error.retry_after)
+            state.health.note_fault(entry.endpoint, error.kind, record.words_of(error), error.retry_after)
         if call.pinned or _is_final(failed) or _is_past(deadline, state):
             break
         entry = yield from _next(state, call, tried, failed, deadline)

@@ -87,6 +87,15 @@ class Sleep(Struct, frozen=True):
     seconds: float
 
 
+class Aside(Struct, frozen=True):
+    """Run something that may block, off the event loop where there is one. Result: what it returns.
+
+    It runs to its end even when the flow is left meanwhile.
+    """
+
+    work: Callable[[], Any]
+
+
 class Gather(Struct, frozen=True):
     """Run flows side by side.
 

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from maxwell.backends.base import Backend
 from maxwell.calls.accounts import Account
 from maxwell.calls.attempt import limits_for, within
+from maxwell.calls.counting import COUNT_LIMITS, text_tokens
 from maxwell.calls.effects import Flow, TransportError
 from maxwell.calls.failures import refusal, transport_failure
-from maxwell.calls.probe import COUNT_LIMITS, fetch
+from maxwell.calls.probe import fetch
 from maxwell.calls.state import Entry, PoolState
-from maxwell.errors import BackendError, DecodeError, DimensionMismatch, InputTooLong, StatusError
+from maxwell.errors import (
+    BackendError,
+    CallTimeout,
+    DecodeError,
+    DimensionMismatch,
+    InputTooLong,
+    StatusError,
+)
+from maxwell.receipts.record import Record
 from maxwell.registry.specs import EmbeddingSpec
 from maxwell.tokens import estimate, text_upper_bound, utf8_length
 from maxwell.types import Usage
@@ -20,10 +30,18 @@ BATCH_ITEMS = 256  # OpenAI takes 2048, llama.cpp and vLLM any number; small bat
 BATCH_BYTES = 256 * 1024  # about 64k tokens; OpenAI takes 300k a request
 MOST_REPLY = 512 * 1024 * 1024
 
-MOST_SUSPECTS = 32  # texts counted to find the one that a server refuses
+MOST_COUNTED = 32  # texts that a server is asked to count one by one
 SPECIAL_TOKENS = 4  # more than any embedding model puts around a text
 
 Input = str | list[int]
+
+
+class _Task(NamedTuple):
+    """What all batches of one call have in common."""
+
+    truncate: bool
+    deadline: float | None
+    record: Record
 
 
 def embed(
@@ -31,15 +49,17 @@ def embed(
     entry: Entry,
     texts: Sequence[str],
     *,
+    asked: str | None = None,
     truncate: bool = False,
     seconds: float | None = None,
 ) -> Flow[list[list[float]]]:
-    """One vector a text, in order.
+    """One vector a text, in order; the call's receipt is kept.
 
     Args:
         state: The pool's state.
         entry: The embedding.
         texts: What to embed; none may be empty.
+        asked: The name or tag it was chosen by; None = neither.
         truncate: Cut a text that is too long to the model's limit, by the server's own tokens.
         seconds: Longest the whole call may take; None = the entry's own limit an exchange.
 
@@ -55,8 +75,10 @@ def embed(
             raise ValueError(f"text {i} to embed is empty")
     deadline = None if seconds is None else state.clock.monotonic() + seconds
     vectors: list[list[float]] = []
-    for start, batch in _batches(texts):
-        vectors += yield from _embed_batch(state, entry, batch, start, truncate, deadline)
+    with state.receipts.embed(asked, texts) as record, record.attempt(entry.spec):
+        task = _Task(truncate, deadline, record)
+        for start, batch in _batches(texts):
+            vectors += yield from _embed_batch(state, entry, batch, start, task)
     return vectors
 
 
@@ -76,26 +98,35 @@ def _batches(texts: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
 
 
 def _embed_batch(
-    state: PoolState, entry: Entry, batch: list[str], start: int, truncate: bool, deadline: float | None
+    state: PoolState,
+    entry: Entry,
+    batch: list[str],
+    start: int,
+    task: _Task,
 ) -> Flow[list[list[float]]]:
     """One request; where one input is too long, it is cut or named."""
     spec = entry.spec
     assert isinstance(spec, EmbeddingSpec)
     if entry.key_problem is not None:
         raise StatusError(entry.key_problem, llm=spec.name, kind="auth")
+    truncate, deadline, record = task
     health = state.known(entry)
     backend = entry.backend(health)
     limit = entry.context(health)
     inputs: list[Input] = list(batch)
     if truncate and not backend.truncates:
         inputs = yield from _cut(state, entry, backend, batch, limit, deadline)
+        if deadline is not None and state.clock.monotonic() >= deadline:
+            raise CallTimeout("the time ran out while texts were counted", llm=spec.name, kind="timeout")
     truncate_to = limit if truncate and backend.truncates else None
     worst = sum(text_upper_bound(text) + SPECIAL_TOKENS for text in batch)
-    account = Account.open(state, entry, worst, 0, may_shrink=False)
+    account = Account(state, spec, record)
     used = Usage(sum(estimate(utf8_length(text)) for text in batch), 0, estimated=True)
     sent = False
     try:
+        yield from account.open(worst, 0, count=lambda: _counted(state, entry, backend, batch, deadline))
         request = backend.embed(spec, inputs, entry.endpoint.key, truncate_to=truncate_to)
+        yield from account.send()
         sent = True  # from here on the server may be working for us, whatever becomes of this call
         status, headers, body = yield from fetch(request, limits_for(state, spec, deadline), MOST_REPLY)
         if status != 200:
@@ -106,19 +137,21 @@ def _embed_batch(
         except ValueError as error:
             raise DecodeError(f"not an embeddings reply: {error}", llm=spec.name, kind="bad_reply") from error
         used = reply.usage or used
-        account.settle(used)
+        account.settle(account.sure(used, cut=False))
     except TransportError as error:
         sent = error.stage not in ("refused", "connect")
-        raise _noted(state, entry, transport_failure(spec.name, error)) from error
+        failure = transport_failure(spec.name, error)
+        _note(state, entry, failure, record)
+        raise failure from error
     except StatusError as error:
-        _noted(state, entry, error)
+        _note(state, entry, error, record)
         if error.kind != "context_overflow":
             raise
         raise (yield from _too_long(state, entry, batch, start, limit, deadline)) from error
     finally:
         # After a success this does nothing; any other way out books what may have been used.
         if sent:
-            account.settle(used)
+            account.settle(account.sure(used, cut=True))
         else:
             account.release()
     state.health.note_success(entry.endpoint)
@@ -126,9 +159,8 @@ def _embed_batch(
     return reply.vectors
 
 
-def _noted(state: PoolState, entry: Entry, error: BackendError) -> BackendError:
-    state.health.note_fault(entry.endpoint, error.kind, error.message, error.retry_after)
-    return error
+def _note(state: PoolState, entry: Entry, error: BackendError, record: Record) -> None:
+    state.health.note_fault(entry.endpoint, error.kind, record.words_of(error), error.retry_after)
 
 
 def _check_dimension(spec: EmbeddingSpec, vectors: list[list[float]]) -> None:
@@ -171,20 +203,26 @@ def _shortened(whole: list[int], plain: list[int], limit: int) -> list[int]:
     return whole[:limit]
 
 
+def _counted(
+    state: PoolState, entry: Entry, backend: Backend, batch: list[str], deadline: float | None
+) -> Flow[int | None]:
+    """Tokens of the whole batch as the server counts them, or None where that is not to be had soon."""
+    if len(batch) > MOST_COUNTED:
+        return None
+    total = 0
+    for text in batch:
+        tokens = yield from _tokens(state, entry, backend, text, deadline, special=True)
+        if tokens is None:
+            return None
+        total += len(tokens)
+    return total
+
+
 def _tokens(
     state: PoolState, entry: Entry, backend: Backend, text: str, deadline: float | None, *, special: bool
 ) -> Flow[list[int] | None]:
-    """Token ids of `text` by the server's own tokenizer, or None where it has none."""
-    request = backend.tokenize(entry.spec, text, entry.endpoint.key, add_special=special)
-    if request is None:
-        return None
-    try:
-        status, _, body = yield from fetch(request, within(state, COUNT_LIMITS, deadline))
-        return backend.decode_tokens(body) if status == 200 else None
-    except TransportError as error:
-        raise _noted(state, entry, transport_failure(entry.spec.name, error)) from error
-    except ValueError:
-        return None
+    limits = within(state, COUNT_LIMITS, deadline)
+    return (yield from text_tokens(entry, backend, text, limits, special=special))
 
 
 def _too_long(
@@ -196,7 +234,7 @@ def _too_long(
     suspects.sort(key=lambda i: -utf8_length(batch[i]))
     found = suspects[0] if suspects else 0
     size = f"{utf8_length(batch[found]):,} bytes"
-    for i in suspects[:MOST_SUSPECTS]:
+    for i in suspects[:MOST_COUNTED]:
         counted = yield from _tokens(state, entry, backend, batch[i], deadline, special=True)
         if counted is None:
             break

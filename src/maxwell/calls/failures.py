@@ -12,6 +12,7 @@ from maxwell.calls.effects import Close, Exchange, Flow, Pull, TransportError
 from maxwell.calls.reply import Reply
 from maxwell.calls.state import Entry, PoolState
 from maxwell.errors import BackendError, CallTimeout, ConnectError, StatusError, StreamBroken
+from maxwell.types import Usage
 
 MOST_ERROR_BODY = 64 * 1024  # bytes of an error reply that are looked at
 
@@ -48,11 +49,10 @@ def transport_failure(name: str, error: TransportError) -> BackendError:
     return CallTimeout(str(error), llm=name, kind="timeout")
 
 
-def broken(error: BackendError, reply: Reply, now: float, tried: Sequence[str]) -> BackendError:
+def broken(error: BackendError, reply: Reply, usage: Usage, now: float, tried: Sequence[str]) -> BackendError:
     """`error`; once content has begun, a `StreamBroken` with it: such a call is never repeated in silence."""
     if not reply.has_content:
         return error
-    usage = reply.usage
     whole = reply.completion(now, list(tried), usage, cost_usd(reply.spec, usage))
     partial = msgspec.structs.replace(whole, finish_reason="error")  # whatever it said before it broke
     return StreamBroken(

@@ -19,7 +19,6 @@ from maxwell.types import HTTPRequest
 
 PROBE_SECONDS = 2.0  # a whole round of health checks takes no longer
 _LIMITS = Limits(connect=1.9, first_byte=1.9, idle=1.9, total=1.9)
-COUNT_LIMITS = Limits(connect=2.0, first_byte=10.0, idle=10.0, total=30.0)  # for a server's tokenizer
 _WAIT_SECONDS = 0.02  # between two looks at what another process is finding out
 MOST_BODY = 4 * 1024 * 1024  # bytes; a list of models is far smaller
 

@@ -21,10 +21,12 @@ class Reply:
         spec: Who answers.
         prompt_estimate: Likely prompt tokens, for a server that does not report usage.
         began: When the request was sent, on the monotonic clock.
+        receipt: Id of the call's receipt.
     """
 
-    def __init__(self, spec: LLMSpec, prompt_estimate: int, began: float) -> None:
+    def __init__(self, spec: LLMSpec, prompt_estimate: int, began: float, receipt: str = "") -> None:
         self.spec = spec
+        self._receipt = receipt
         self.finish_reason: str | None = None
         self.error: Any = None
         self._prompt_estimate = prompt_estimate
@@ -124,4 +126,5 @@ class Reply:
             llm=self.spec.name,
             model=self._model,
             attempts=attempts,
+            receipt=self._receipt,
         )

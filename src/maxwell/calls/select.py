@@ -6,20 +6,24 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from maxwell.calls.effects import Flow, Gather, Limits, TransportError
-from maxwell.calls.probe import PROBE_SECONDS, ask_all, fetch
+from maxwell.calls.counting import text_tokens
+from maxwell.calls.effects import Flow, Gather, Limits
+from maxwell.calls.probe import PROBE_SECONDS, ask_all
 from maxwell.calls.state import Entry, PoolState, with_tokens
-from maxwell.errors import NoEligibleLM
+from maxwell.errors import BudgetExceeded, LedgerError, NoEligibleLM
 from maxwell.explain import refusal
 from maxwell.health import Health
 from maxwell.registry.specs import EmbeddingSpec
-from maxwell.scheduler import Decision, Request, Scored, decide
+from maxwell.scheduler import Decision, Rejected, Request, Scored, decide
 from maxwell.tokens import TEMPLATE_TOKENS_PER_MESSAGE
 
 # An estimate this close to the limit is worth asking the server's tokenizer: bytes / 4 is off by up to
 # half on code and on languages other than English.
 NEAR_LEAST, NEAR_MOST = 0.7, 1.6
 MOST_COUNTS = 3  # servers asked at once to count one prompt
+_COUNT_LIMITS = Limits(
+    connect=PROBE_SECONDS, first_byte=PROBE_SECONDS, idle=PROBE_SECONDS, total=PROBE_SECONDS
+)
 COUNT_ROUNDS = 2  # a first count may bring others near their limits
 
 
@@ -51,11 +55,31 @@ def choose(
 
 
 def insist(state: PoolState, decision: Decision) -> Decision:
-    """`decision` if it has a winner. Raises `NoEligibleLM` otherwise."""
+    """`decision` if it has a winner.
+
+    Raises:
+        BudgetExceeded: The one that was named has no budget left.
+        LedgerError: The one that was named needs books, and they cannot be kept.
+        NoEligibleLM: Otherwise.
+    """
     if decision.ranked:
         return decision
+    if decision.by == "name" and decision.rejected[0].reason in ("budget", "budget_unknown"):
+        raise _no_budget(state, decision.rejected[0])
     names = [no.spec.name for no in decision.rejected]
     raise NoEligibleLM(refusal(state.candidates([state.llm(n) for n in names]), decision), decision)
+
+
+def _no_budget(state: PoolState, no: Rejected) -> BudgetExceeded | LedgerError:
+    if no.reason == "budget_unknown":
+        return LedgerError(f"{no.spec.name}: {no.detail}")
+    return BudgetExceeded(
+        no.spec.name,
+        left=no.have,
+        needed=no.need,
+        unit="usd" if no.note == "usd" else "tokens",
+        resets_at=state.resets_at(),
+    )
 
 
 def learn(
@@ -136,7 +160,7 @@ def _count(state: PoolState, decision: Decision, prompt: str) -> Flow[dict[str, 
         health = state.known(entry)
         if health is None or health.state != "up":
             continue
-        flows.append(count_text(entry, health, prompt))
+        flows.append(_count_prompt(entry, health, prompt))
         asked.append(name)
     if not flows:
         return {}
@@ -152,20 +176,10 @@ def _near(total: float, context: float) -> bool:
     return NEAR_LEAST * context <= total <= NEAR_MOST * context
 
 
-def count_text(entry: Entry, health: Health | None, text: str) -> Flow[int | None]:
-    """Tokens of `text` by the entry's server, chat template allowed for; None = it cannot tell."""
-    backend = entry.backend(health)
-    request = backend.tokenize(entry.spec, text, entry.endpoint.key)
-    if request is None:
-        return None
-    limits = Limits(connect=PROBE_SECONDS, first_byte=PROBE_SECONDS, idle=PROBE_SECONDS, total=PROBE_SECONDS)
-    try:
-        status, _, body = yield from fetch(request, limits)
-        if status != 200:
-            return None
-        return len(backend.decode_tokens(body)) + TEMPLATE_TOKENS_PER_MESSAGE
-    except (TransportError, ValueError):  # the estimate stands
-        return None
+def _count_prompt(entry: Entry, health: Health, prompt: str) -> Flow[int | None]:
+    """Tokens of `prompt` by the entry's server, chat template allowed for."""
+    tokens = yield from text_tokens(entry, entry.backend(health), prompt, _COUNT_LIMITS)
+    return None if tokens is None else len(tokens) + TEMPLATE_TOKENS_PER_MESSAGE
 
 
 def choose_embedding(state: PoolState, name_or_tag: str | None) -> Flow[Entry]:
@@ -173,6 +187,8 @@ def choose_embedding(state: PoolState, name_or_tag: str | None) -> Flow[Entry]:
 
     Raises:
         UnknownName: Nothing has that name or tag.
+        BudgetExceeded: The one of that name has no budget left.
+        LedgerError: The one of that name needs books, and they cannot be kept.
         NoEligibleLM: What has it cannot be used.
     """
     if name_or_tag is None:
@@ -192,6 +208,9 @@ def choose_embedding(state: PoolState, name_or_tag: str | None) -> Flow[Entry]:
         if not problem:
             return entry
         problems.append(f"{entry.spec.name}: {problem}")
+    named = [entry for entry in entries if entry.spec.name == name_or_tag]
+    if named and (no_budget := state.budget_problem(named[0])) is not None:
+        raise no_budget
     raise NoEligibleLM("no embedding can be chosen: " + "; ".join(problems))
 
 
@@ -206,4 +225,5 @@ def embedding_problem(state: PoolState, entry: Entry) -> str:
         return "no answer to the health check"
     if health.state not in ("up", "asleep"):
         return health.detail or health.state
-    return state.budget_problem(entry)
+    problem = state.budget_problem(entry)
+    return "" if problem is None else str(problem).removeprefix(f"{entry.spec.name}: ")

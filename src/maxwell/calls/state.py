@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import date
+from datetime import date, datetime
 
 import msgspec
 
-from maxwell.amounts import duration
 from maxwell.backends import get_backend
 from maxwell.backends.base import Backend
 from maxwell.clock import Clock
-from maxwell.errors import LedgerError, UnknownName
+from maxwell.errors import BudgetExceeded, LedgerError, UnknownName
 from maxwell.health import Endpoint, Health, HealthBook
-from maxwell.ledger import Ledger, Used, budget_day, resets_at, zone
+from maxwell.ledger import NANO, Ledger, Limit, Used
+from maxwell.ledger.days import budget_day, resets_at, zone
+from maxwell.receipts.book import ReceiptBook
 from maxwell.registry.endpoints import api_key, key_problem, root
-from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Registry, Spec
+from maxwell.registry.specs import LLMSpec, Registry, Spec
 from maxwell.scheduler import SELECTABLE, Candidate, Decision, Request, decide
 
 
@@ -104,7 +106,12 @@ class PoolState:
         health: What is known of their endpoints.
         ledger: What they used.
         clock: Tells the time.
+        receipts: Where each call's decision and outcome are kept; None = nowhere.
         environ: Where API keys are found.
+
+    Attributes:
+        margins: Tokens by which a server used more than was reserved, by entry; the next calls reserve more.
+        told: Entries about whose prices a warning has been given.
     """
 
     def __init__(
@@ -114,6 +121,7 @@ class PoolState:
         health: HealthBook,
         ledger: Ledger,
         clock: Clock,
+        receipts: ReceiptBook | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         environ = os.environ if environ is None else environ
@@ -121,11 +129,15 @@ class PoolState:
         self.health = health
         self.ledger = ledger
         self.clock = clock
+        self.receipts = receipts or ReceiptBook(None, clock)
         self.zone = zone(registry.budget_timezone)
         self.llms = [Entry(spec, i, registry, environ) for i, spec in enumerate(registry.llms)]
         self.embeddings = [Entry(spec, i, registry, environ) for i, spec in enumerate(registry.embeddings)]
         self._by_name = {e.spec.name: e for e in (*self.llms, *self.embeddings)}
+        self.margins: dict[str, int] = {}
+        self.told: set[str] = set()
         self._has_budgets = any(has_budget(e.spec) for e in self.llms)
+        self._needs_books = any(needs_books(e.spec) for e in self.llms)
         self._environ = environ
         self._keys = self._found_keys()
 
@@ -184,20 +196,23 @@ class PoolState:
         forbids = known.state not in SELECTABLE or bool(entry.blocked_by(known)[0])
         return forbids and entry.key_problem is None and not self.health.is_fresh(known)
 
-    def budget_problem(self, entry: Entry) -> str:
-        """Why the entry's daily budget forbids any call now, or ""."""
-        if not has_budget(entry.spec):
-            return ""
-        now = self.clock.time()
+    def budget_problem(self, entry: Entry) -> BudgetExceeded | LedgerError | None:
+        """Why the entry's daily budget, or the want of books, forbids any call now."""
+        spec = entry.spec
+        if not needs_books(spec):
+            return None
         try:
-            used = self.ledger.used(self.today(now)).get(entry.spec.name, Used())
+            self.ledger.ready()
+            used = self.ledger.usage(self.today()).get(spec.name, Used())
         except LedgerError as error:
-            return str(error)
-        if all(left is None or left > 0 for left in budget_left(entry.spec, used)):
-            return ""
-        return (
-            f"daily budget is used up; it resets in {duration(resets_at(now, self.zone).timestamp() - now)}"
-        )
+            return error
+        tokens, nanousd = left_today(spec, used)
+        resets = self.resets_at()
+        if tokens is not None and tokens <= 0:
+            return BudgetExceeded(spec.name, left=tokens, unit="tokens", resets_at=resets)
+        if nanousd is not None and nanousd <= 0:
+            return BudgetExceeded(spec.name, left=nanousd / NANO, unit="usd", resets_at=resets)
+        return None
 
     def candidate(self, entry: Entry) -> Candidate:
         """One LLM entry as it stands now, budgets left aside."""
@@ -208,15 +223,16 @@ class PoolState:
         now = self.clock.time()
         get = self.health.get
         found = [entry.refresh(get(entry.endpoint, now)) for entry in entries]
-        return self._with_budgets(found, now) if self._has_budgets else found
+        return self._with_books(found, now) if self._needs_books else found
 
-    def _with_budgets(self, found: list[Candidate], now: float) -> list[Candidate]:
-        resets_in = resets_at(now, self.zone).timestamp() - now
+    def _with_books(self, found: list[Candidate], now: float) -> list[Candidate]:
         try:
-            books = self.ledger.used(self.today(now))
+            self.ledger.ready()
+            books = self.ledger.usage(self.today(now)) if self._has_budgets else {}
         except LedgerError as error:
-            # Fail closed: without books nothing with a budget may be called.
-            return [_without_books(c, str(error)) if has_budget(c.spec) else c for c in found]
+            # Fail closed: without books nothing that costs money or has a budget may be called.
+            return [_without_books(c, str(error)) if needs_books(c.spec) else c for c in found]
+        resets_in = self.resets_at(now).timestamp() - now
         return [_within_budget(c, books, resets_in) if has_budget(c.spec) else c for c in found]
 
     def decide(self, request: Request, *, name: str | None = None) -> Decision:
@@ -227,6 +243,10 @@ class PoolState:
     def today(self, now: float | None = None) -> date:
         """The budget day it is."""
         return budget_day(self.clock.time() if now is None else now, self.zone)
+
+    def resets_at(self, now: float | None = None) -> datetime:
+        """When the next budget day begins."""
+        return resets_at(self.clock.time() if now is None else now, self.zone)
 
 
 def _check_name(name: object) -> None:
@@ -252,22 +272,34 @@ def has_budget(spec: Spec) -> bool:
     return spec.daily_budget_tokens is not None or spec.daily_budget_usd is not None
 
 
+def needs_books(spec: Spec) -> bool:
+    """Whether the entry may only be called while its usage can be written down."""
+    return has_budget(spec) or not spec.is_free
+
+
+def limit_of(spec: Spec) -> Limit:
+    """The entry's daily budgets."""
+    usd = spec.daily_budget_usd
+    return Limit(spec.daily_budget_tokens, None if usd is None else math.floor(round(usd * NANO, 6)))
+
+
+def left_today(spec: Spec, used: Used) -> tuple[int | None, int | None]:
+    """Tokens and nanodollars left today; None = unlimited."""
+    limit = limit_of(spec)
+    return (
+        None if limit.tokens is None else limit.tokens - used.tokens - used.held_tokens,
+        None if limit.nanousd is None else limit.nanousd - used.nanousd - used.held_nanousd,
+    )
+
+
 def _without_books(candidate: Candidate, words: str) -> Candidate:
     return msgspec.structs.replace(candidate, blocked="budget_unknown", detail=words)
 
 
 def _within_budget(candidate: Candidate, books: Mapping[str, Used], resets_in: float) -> Candidate:
-    tokens, usd = budget_left(candidate.spec, books.get(candidate.spec.name, Used()))
+    tokens, nanousd = left_today(candidate.spec, books.get(candidate.spec.name, Used()))
+    usd = None if nanousd is None else nanousd / NANO
     return msgspec.structs.replace(candidate, tokens_left=tokens, usd_left=usd, resets_in=resets_in)
-
-
-def budget_left(spec: LLMSpec | EmbeddingSpec, used: Used) -> tuple[int | None, float | None]:
-    """Tokens and US dollars left today; None = unlimited."""
-    tokens, usd = spec.daily_budget_tokens, spec.daily_budget_usd
-    return (
-        None if tokens is None else tokens - used.tokens - used.held_tokens,
-        None if usd is None else usd - used.usd - used.held_usd,
-    )
 
 
 def with_tokens(request: Request, counted: Mapping[str, int]) -> Request:

@@ -8,10 +8,10 @@ from msgspec import Struct
 
 from maxwell.calls.effects import Flow
 from maxwell.calls.probe import ask_all
-from maxwell.calls.state import Entry, PoolState, budget_left
+from maxwell.calls.state import Entry, PoolState, left_today
 from maxwell.errors import LedgerError
 from maxwell.health import Health
-from maxwell.ledger import Used, resets_at
+from maxwell.ledger import NANO, Used
 from maxwell.registry.specs import LLMSpec, Spec
 
 
@@ -60,10 +60,10 @@ def statuses(state: PoolState, *, refresh: bool = False) -> Flow[list[Status]]:
         yield from ask_all(ask, state.health, state.clock, anew=refresh)
     now = state.clock.time()
     try:
-        books = state.ledger.used(state.today(now))
+        books = state.ledger.usage(state.today(now))
     except LedgerError:
         books = None
-    resets_in = resets_at(now, state.zone).timestamp() - now
+    resets_in = state.resets_at(now).timestamp() - now
     return [_status(state, entry, books, resets_in) for entry in entries]
 
 
@@ -71,7 +71,7 @@ def _status(state: PoolState, entry: Entry, books: dict[str, Used] | None, reset
     spec, health = entry.spec, state.known(entry)
     is_llm = isinstance(spec, LLMSpec)
     used = None if books is None else books.get(spec.name, Used())
-    left = (None, None) if used is None else budget_left(spec, used)
+    left = (None, None) if used is None else left_today(spec, used)
     return Status(
         kind="llm" if is_llm else "embedding",
         spec=spec,
@@ -81,7 +81,7 @@ def _status(state: PoolState, entry: Entry, books: dict[str, Used] | None, reset
         slots=None if health is None else health.slots,
         used=used,
         tokens_left=left[0],
-        usd_left=left[1],
+        usd_left=None if left[1] is None else left[1] / NANO,
         resets_in=resets_in,
         remarks=tuple(_remarks(entry, health)),
     )

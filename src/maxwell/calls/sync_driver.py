@@ -8,7 +8,8 @@ import time
 from collections.abc import Generator
 from typing import Any
 
-from maxwell.calls.effects import Close, Emit, Flow, Gather, Pull, Send, Sleep, T
+from maxwell.calls.effects import Aside, Close, Emit, Flow, Gather, Pull, Send, Sleep, T
+from maxwell.calls.running import running
 from maxwell.calls.transport import SyncExchange, SyncTransport
 
 MOST_THREADS = 256  # of one Gather: a thread waits for one endpoint
@@ -32,6 +33,7 @@ def iterate(flow: Flow[T], transport: SyncTransport) -> Generator[Any, None, T]:
     accounts, and then every exchange it left open is cut.
     """
     opened: list[SyncExchange] = []
+    running.add(flow)
     value: Any = None
     error: Exception | None = None
     try:
@@ -50,6 +52,7 @@ def iterate(flow: Flow[T], transport: SyncTransport) -> Generator[Any, None, T]:
             except Exception as caught:  # whatever an effect raises belongs to the flow
                 error = caught
     finally:
+        running.discard(flow)
         try:
             flow.close()
         finally:
@@ -70,6 +73,8 @@ def _perform(effect: Any, transport: SyncTransport, opened: list[SyncExchange]) 
         effect.exchange.close()
         opened.remove(effect.exchange)
         return None
+    if kind is Aside:
+        return effect.work()
     if kind is Gather:
         return _gather(effect, transport)
     if kind is Sleep:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -20,12 +24,16 @@ EXIT_BUDGET = 5
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
 
+_ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 # name -> where the command lives, one line of help (so that `maxwell --help` imports none of them)
 _COMMANDS = {
     "ask": ("ask_command:ask", "Ask the best LLM for this prompt and print its reply."),
     "embed": ("embed_command:embed", "Turn texts into vectors."),
     "list": ("list_command:list_", "Show every LLM and embedding: health, limits, price, budget left."),
     "explain": ("explain_command:explain", "Show who would be chosen and why, without calling anybody."),
+    "usage": ("usage_command:usage", "Show what every entry used today and what is left of its budget."),
+    "why": ("why_command:why", "Show why a call went where it went, and what became of it."),
     "check": ("check_command:check", "Check the registry and every server it names."),
     "registry": ("registry_commands:registry", "Look at the registry file: which one, what is in it."),
     "trust": ("registry_commands:trust_command", "Let a project's registry use your API keys."),
@@ -38,6 +46,7 @@ Examples:
   maxwell ask "Why is the sky blue?"
   maxwell explain "Why is the sky blue?"
   maxwell list
+  maxwell usage --days 30
 
 \b
 Exit codes:
@@ -49,6 +58,7 @@ Exit codes:
   5    the daily budget has no room, or the ledger cannot be kept
   130  interrupted by Ctrl-C
   141  nobody reads the output any more
+  143  ended by SIGTERM (129 by SIGHUP)
 
 MAXWELL_DEBUG=1 shows tracebacks.
 """
@@ -114,10 +124,33 @@ class LazyGroup(click.Group):
         _prepare_streams()
         try:
             # A command ends with a code other than 0 by `ctx.exit(code)`, which arrives here as a value.
-            value = super().main(args, prog_name or "maxwell", complete_var, standalone_mode=False, **extra)
+            with _ending_by_signals():
+                value = super().main(
+                    args, prog_name or "maxwell", complete_var, standalone_mode=False, **extra
+                )
         except Exception as error:
             _end(error)
         sys.exit(value if isinstance(value, int) else 0)
+
+
+@contextmanager
+def _ending_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the program as Ctrl-C does: servers stop, and what was used is booked."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    mine = [number for number, handler in before.items() if handler == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        mine = []  # signals are not this thread's
+    for number in mine:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, before[number])
 
 
 def _end(error: Exception) -> NoReturn:

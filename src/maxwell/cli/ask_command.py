@@ -16,6 +16,7 @@ from maxwell.cli.requirement_options import (
     argument_text,
     checked,
     json_option,
+    log_content_option,
     name_option,
     read_stdin,
     registry_option,
@@ -70,6 +71,7 @@ Examples:
     is_flag=True,
     help="Print what the LLM thought, on stderr, before its reply. Implies --no-stream.",
 )
+@log_content_option
 @json_option
 @registry_option
 @requirement_options
@@ -82,6 +84,7 @@ def ask(  # noqa: PLR0913 - click hands over each option by itself
     grammar: Path | None,
     no_stream: bool,
     show_reasoning: bool,
+    log_content: bool,
     as_json: bool,
     registry: str | None,
     **options: Any,
@@ -100,7 +103,7 @@ def ask(  # noqa: PLR0913 - click hands over each option by itself
     }
     # Instructions take room in the context as the prompt does.
     chosen_for = checked(needs, prompt if system is None else f"{system}\n{prompt}")
-    with LLMPool.from_registry(registry) as pool:
+    with LLMPool.from_registry(registry, log_content=log_content) as pool:
         lm = pool.get_lm(name, **chosen_for)
         if as_json or no_stream or show_reasoning:
             done = _whole(lm, prompt, options, as_json=as_json, show_reasoning=show_reasoning)
@@ -236,4 +239,5 @@ def _as_json(done: Completion) -> dict[str, Any]:
         "cost_usd": done.cost_usd,
         "timings": msgspec.to_builtins(done.timings),
         "attempts": done.attempts,
+        "receipt": done.receipt,
     }

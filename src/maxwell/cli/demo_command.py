@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
-from typing import NoReturn
 
 import click
 
@@ -38,7 +33,6 @@ from maxwell.types import Completion
 
 _WIDEST = 100  # columns of prose
 _NOISE = 60  # characters of a reply that are shown
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 _INTRO = (
     "For each request Maxwell picks, among all language models that you can reach, the one that fits, is "
@@ -76,7 +70,7 @@ def demo(keep: bool) -> None:
         _put(paragraph, indent=0)
     say()
     try:
-        with _ending_by_signals(), Stage(lambda sentence: _put(sentence, "dim", indent=0)) as stage:
+        with Stage(lambda sentence: _put(sentence, "dim", indent=0)) as stage:
             for shown in tour(stage):
                 _show(shown)
             if keep:
@@ -89,21 +83,6 @@ def demo(keep: bool) -> None:
     widest = max(len(command) for command, _ in _NEXT)
     for command, words in _NEXT:
         say(f"   {command.ljust(widest)}  {words}")
-
-
-@contextmanager
-def _ending_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the program, so that the temporary files go, too."""
-
-    def end(number: int, frame: FrameType | None) -> NoReturn:
-        sys.exit(128 + number)
-
-    before = {number: signal.signal(number, end) for number in _ENDING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _keep(stage: Stage) -> None:

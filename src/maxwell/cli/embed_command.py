@@ -12,6 +12,7 @@ from maxwell.cli.render import is_terminal, plural, print_json, say
 from maxwell.cli.requirement_options import (
     argument_text,
     json_option,
+    log_content_option,
     read_stdin,
     registry_option,
     timeout_option,
@@ -38,6 +39,7 @@ _SHOWN = 5
 @click.option("--lines", is_flag=True, help="Each line of stdin is a text.")
 @click.option("--truncate", is_flag=True, help="Cut texts that are too long, instead of refusing them.")
 @timeout_option
+@log_content_option
 @json_option
 @registry_option
 def embed(  # noqa: PLR0913 - click hands over each option by itself
@@ -46,6 +48,7 @@ def embed(  # noqa: PLR0913 - click hands over each option by itself
     lines: bool,
     truncate: bool,
     timeout: float | None,
+    log_content: bool,
     as_json: bool,
     registry: str | None,
 ) -> None:
@@ -55,7 +58,7 @@ def embed(  # noqa: PLR0913 - click hands over each option by itself
     JSON array a line when piped, a summary on a terminal.
     """
     texts = _texts(words, lines)
-    with LLMPool.from_registry(registry) as pool:
+    with LLMPool.from_registry(registry, log_content=log_content) as pool:
         embedding = pool.get_embedding(name)
         vectors = embedding.embed_many(texts, truncate=truncate, timeout=timeout)
     if as_json:

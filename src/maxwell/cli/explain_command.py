@@ -20,6 +20,7 @@ from maxwell.cli.requirement_options import (
 )
 from maxwell.explain import Flip, flips
 from maxwell.lm_pool import LLMPool
+from maxwell.receipts import Choice, Ranked
 from maxwell.scheduler import Decision, Scored
 
 _EPILOG = """\b
@@ -100,86 +101,109 @@ def explain(
 
 def show_decision(decision: Decision, out: list[str]) -> None:
     """Print the candidates, the rejected ones and what follows; `out` are the ways out where none is left."""
-    if decision.ranked:
-        columns = _BY_SPEED if _by_speed(decision) else _SCORED
-        table(columns, [_row(scored, rank, decision) for rank, scored in enumerate(decision.ranked, 1)])
-    if decision.rejected:
-        if decision.ranked:
-            say()
-        table(_REJECTED, [[Cell(no.spec.name, "yellow"), no.detail] for no in decision.rejected])
+    choice = Choice.of(decision)
+    show_choice(choice)
     if decision.ranked or decision.rejected:
         say()
-    for sentence in _sentences(decision, out):
+    for sentence in _sentences(decision, choice, out):
         say(sentence)
-    if decision.ranked and not _by_speed(decision) and is_terminal(sys.stdout):
+    if decision.ranked and not _by_speed(choice):
+        say_formula()
+
+
+def show_choice(choice: Choice) -> None:
+    """Print the candidates and the rejected ones."""
+    if choice.ranked:
+        columns = _BY_SPEED if _by_speed(choice) else _SCORED
+        table(columns, [_row(ranked, rank, choice) for rank, ranked in enumerate(choice.ranked, 1)])
+        _say_more(choice.more_ranked)
+    if choice.rejected:
+        if choice.ranked:
+            say()
+        table(_REJECTED, [[Cell(no.name, "yellow"), no.detail] for no in choice.rejected])
+        _say_more(choice.more_rejected)
+
+
+def _say_more(count: int) -> None:
+    if count:
+        say(f"and {count:,} more")
+
+
+def say_formula() -> None:
+    """How a score is made, for people."""
+    if is_terminal(sys.stdout):
         say("score = -cost - weight x seconds + bonus; 1 mill = $0.001; see --help", "dim")
 
 
-def _by_speed(decision: Decision) -> bool:
-    return decision.request.prompt_bytes is None
+def _by_speed(choice: Choice) -> bool:
+    return choice.prompt_bytes is None
 
 
-def _row(scored: Scored, rank: int, decision: Decision) -> list[Cell | str]:
-    name = Cell(scored.spec.name, "bold green" if rank == 1 else "")
-    speed = f"{number(round(scored.speed, 1))} tok/s"
-    if _by_speed(decision):
-        return [str(rank), name, speed, f"{scored.context:,}"]
-    read, write = _parts(scored)
+def _row(ranked: Ranked, rank: int, choice: Choice) -> list[Cell | str]:
+    name = Cell(ranked.name, "bold green" if rank == 1 else "")
+    speed = f"{number(round(ranked.speed, 1))} tok/s"
+    if _by_speed(choice):
+        return [str(rank), name, speed, f"{ranked.context:,}"]
+    read, write = _parts(ranked)
     return [
         str(rank),
         name,
-        f"{scored.score:.2f}",
-        f"{scored.mills:.2f}",
-        f"{scored.seconds:.2f}",
-        f"{scored.utilization_bonus:.2f}",
-        f"{scored.queue_wait:.2f}",
+        f"{ranked.score:.2f}",
+        f"{ranked.mills:.2f}",
+        f"{ranked.seconds:.2f}",
+        f"{ranked.utilization_bonus:.2f}",
+        f"{ranked.queue_wait:.2f}",
         f"{read:.2f}",
         f"{write:.2f}",
-        f"{scored.prompt_tokens:,} + {scored.completion_tokens:,}",
-        f"{scored.context:,}",
+        f"{ranked.prompt_tokens:,} + {ranked.completion_tokens:,}",
+        f"{ranked.context:,}",
         speed,
     ]
 
 
-def _parts(scored: Scored) -> tuple[float, float]:
+def _parts(scored: Ranked | Scored) -> tuple[float, float]:
     """Seconds of reading the prompt and of writing the reply."""
-    write = scored.completion_tokens / scored.speed
+    write = scored.completion_tokens / scored.speed if scored.speed else 0.0  # an old receipt may lack it
     return max(scored.seconds - scored.queue_wait - write, 0.0), write
 
 
-def _sentences(decision: Decision, out: list[str]) -> list[str]:
-    if decision.chosen is None:
-        if not decision.rejected:
+def _sentences(decision: Decision, choice: Choice, out: list[str]) -> list[str]:
+    if not choice.ranked:
+        if not choice.rejected:
             return ["Nothing can be chosen: the registry declares no LLM."]
         lead = [f"Nothing can be chosen.{' Ways out:' if out else ''}"]
         return lead + [f"  - {way}" for way in out]
-    sentences = [why_chosen(decision)]
-    if not _by_speed(decision) and len(decision.ranked) > 1:
-        sentences += _flip_sentences(flips(decision), decision.request.needs.time_cost_weight)
+    sentences = [because(choice)]
+    if not _by_speed(choice) and len(choice.ranked) > 1:
+        sentences += _flip_sentences(flips(decision), choice.time_cost_weight)
     return sentences
 
 
 def why_chosen(decision: Decision) -> str:
     """One sentence on why the best one is the best one."""
-    best = decision.ranked[0]
-    name = best.spec.name
-    if decision.by == "name":
-        return f"{name} is the one you named; no other would answer."
-    if len(decision.ranked) == 1:
-        return f"{name} is chosen: nothing else is eligible."
-    second = decision.ranked[1]
-    if _by_speed(decision):
+    return because(Choice.of(decision, most_ranked=2, most_rejected=0))
+
+
+def because(choice: Choice) -> str:
+    """One sentence on why the best one is the best one."""
+    best = choice.ranked[0]
+    if choice.by == "name":
+        return f"{best.name} is the one you named; no other would answer."
+    if len(choice.ranked) == 1:
+        return f"{best.name} is chosen: nothing else is eligible."
+    second = choice.ranked[1]
+    if _by_speed(choice):
         same = best.speed == second.speed
-        reason = f"as fast as {second.spec.name} and before it in the registry" if same else "the fastest"
-        return f"{name} is chosen: it is {reason}. With a prompt the score decides."
-    better, worse = _compared(best, second, decision.request.needs.time_cost_weight)
+        reason = f"as fast as {second.name} and before it in the registry" if same else "the fastest"
+        return f"{best.name} is chosen: it is {reason}. With a prompt the score decides."
+    better, worse = _compared(best, second, choice.time_cost_weight)
     if not better:
-        return f"{name} is chosen: it scores as {second.spec.name} does and comes first."
+        return f"{best.name} is chosen: it scores as {second.name} does and comes first."
     though = f", though {' and '.join(worse)}" if worse else ""
-    return f"{name} is chosen over {second.spec.name}: {' and '.join(better)}{though}."
+    return f"{best.name} is chosen over {second.name}: {' and '.join(better)}{though}."
 
 
-def _compared(best: Scored, second: Scored, weight: float) -> tuple[list[str], list[str]]:
+def _compared(best: Ranked, second: Ranked, weight: float) -> tuple[list[str], list[str]]:
     """In what `best` is better than `second`, and in what worse; what moved the score most comes first."""
     mills, seconds = second.mills - best.mills, second.seconds - best.seconds
     bonus = best.utilization_bonus - second.utilization_bonus
@@ -203,7 +227,7 @@ def _flip_sentences(found: list[Flip], weight: float) -> list[str]:
 
 
 def _as_json(decision: Decision, out: list[str]) -> dict[str, Any]:
-    chosen, scored = decision.chosen, not _by_speed(decision)
+    chosen, scored = decision.chosen, decision.request.prompt_bytes is not None
     return {
         "chosen": None if chosen is None else chosen.spec.name,
         "by": decision.by,

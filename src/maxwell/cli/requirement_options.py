@@ -96,6 +96,12 @@ timeout_option = click.option(
     metavar="SECONDS",
     help="Longest the call may take in all.",
 )
+log_content_option = click.option(
+    "--log-content",
+    is_flag=True,
+    envvar="MAXWELL_LOG_CONTENT",
+    help="Keep the texts, too, in the receipt that `maxwell why` shows.",
+)
 
 
 def requirement_options(command: Callable[..., Any]) -> Callable[..., Any]:

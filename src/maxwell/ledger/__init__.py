@@ -1,19 +1,65 @@
-"""What was reserved and what was used: the protocol every store keeps, and the days it books on.
+"""What was reserved and what was used: the values, and the protocol that every store of them keeps.
 
-A store guarantees for each name and day: settled + held <= budget at every reservation, for any number of
-processes; each hold is settled or released once; settling twice changes nothing.
+A reservation ("hold") passes through these states:
+
+    HELD -> SENT -> SETTLED | RELEASED | EXPIRED
+
+HELD: money is set aside and nothing was sent. SENT: from now on the server may be working for it. SETTLED:
+what was used stands in the books. RELEASED: nothing was used. EXPIRED: its owner died; one that was HELD is
+given back, one that was SENT is charged in full, because nobody knows what it used.
+
+For each name and day a store keeps at every moment, for any number of processes and however they end:
+
+1. settled + held <= budget whenever a reservation is made;
+2. each hold is settled or released once, a second time changes nothing; if an owner that was thought dead
+   settles after all, its charge is corrected to what was used, once.
 """
 
 from __future__ import annotations
 
-from datetime import date, datetime, time, timedelta, tzinfo
-from typing import Protocol
+import math
+from collections.abc import Sequence
+from datetime import date
+from typing import Literal, Protocol
 
 from msgspec import Struct
 
+from maxwell.database.owners import Owner
 from maxwell.errors import LedgerError
 
-__all__ = ["Hold", "Ledger", "LedgerError", "NoRoom", "Used", "budget_day", "has_room", "resets_at", "zone"]
+__all__ = ["Amount", "Hold", "Ledger", "LedgerError", "Limit", "NoRoom", "OpenHold", "Owner", "Used"]
+
+NANO = 1_000_000_000
+
+
+class Amount(Struct, frozen=True):
+    """So much of a budget. Money is counted in whole nanodollars, so that sums are exact.
+
+    Attributes:
+        tokens: Tokens.
+        nanousd: 1e-9 US dollars.
+    """
+
+    tokens: int = 0
+    nanousd: int = 0
+
+    @classmethod
+    def of(cls, tokens: int, usd: float) -> Amount:
+        """An amount from US dollars, rounded up: a price is never rounded to nothing."""
+        # What is less than a millionth of a nanodollar is the last digit of a float, not money.
+        return cls(tokens, math.ceil(round(usd * NANO, 6)))
+
+    @property
+    def usd(self) -> float:
+        """US dollars."""
+        return self.nanousd / NANO
+
+
+class Limit(Struct, frozen=True):
+    """Most that may be settled and held together on one day; None = no limit."""
+
+    tokens: int | None = None
+    nanousd: int | None = None
 
 
 class Used(Struct, frozen=True):
@@ -21,23 +67,76 @@ class Used(Struct, frozen=True):
 
     Attributes:
         tokens: Tokens settled.
-        usd: US dollars settled.
+        nanousd: Money settled, in 1e-9 US dollars.
         held_tokens: Tokens reserved by calls that run.
-        held_usd: US dollars reserved by calls that run.
+        held_nanousd: Money reserved by calls that run, in 1e-9 US dollars.
+        estimated_tokens: How many of the settled tokens no server reported.
+        calls: Number of calls settled.
     """
 
     tokens: int = 0
-    usd: float = 0.0
+    nanousd: int = 0
     held_tokens: int = 0
-    held_usd: float = 0.0
+    held_nanousd: int = 0
+    estimated_tokens: int = 0
+    calls: int = 0
+
+    @property
+    def usd(self) -> float:
+        """US dollars settled."""
+        return self.nanousd / NANO
+
+    @property
+    def held_usd(self) -> float:
+        """US dollars reserved by calls that run."""
+        return self.held_nanousd / NANO
+
+    def has_room(self, amount: Amount, limit: Limit) -> bool:
+        """Whether a call of that size still fits."""
+        if limit.tokens is not None and self.tokens + self.held_tokens + amount.tokens > limit.tokens:
+            return False
+        return limit.nanousd is None or self.nanousd + self.held_nanousd + amount.nanousd <= limit.nanousd
+
+    def __add__(self, other: Used) -> Used:
+        return Used(*(a + b for a, b in zip(_fields(self), _fields(other), strict=True)))
+
+
+def _fields(used: Used) -> tuple[int, ...]:
+    return (
+        used.tokens,
+        used.nanousd,
+        used.held_tokens,
+        used.held_nanousd,
+        used.estimated_tokens,
+        used.calls,
+    )
 
 
 class Hold(Struct, frozen=True):
-    """A reservation. `id` is unique in its store."""
+    """A reservation, as its owner has it. `id` is unique in its store."""
 
     id: str
     name: str
     day: date
+    amount: Amount
+
+
+class OpenHold(Struct, frozen=True):
+    """A reservation, as it stands in the books.
+
+    Attributes:
+        hold: What is reserved.
+        state: "held" = nothing was sent yet, "sent" = the server may be working for it.
+        since: When it was made, in seconds since the epoch.
+        owner: Who made it.
+        alive: Whether the owner runs; None = that cannot be seen from here.
+    """
+
+    hold: Hold
+    state: Literal["held", "sent"]
+    since: float
+    owner: Owner
+    alive: bool | None
 
 
 class NoRoom(Exception):
@@ -53,62 +152,50 @@ class NoRoom(Exception):
 
 
 class Ledger(Protocol):
-    """A store of reservations and usage. Every method may raise `LedgerError`."""
+    """A store of reservations and usage, safe from any thread.
 
-    def reserve(
-        self,
-        name: str,
-        day: date,
-        tokens: int,
-        usd: float,
-        *,
-        most_tokens: int | None,
-        most_usd: float | None,
-    ) -> Hold:
-        """Hold the worst case of a call. Raises `NoRoom` when a budget would be passed."""
+    Those that say so raise `LedgerError`. The others never fail: what they were told is kept until it can be
+    written down, and counts at once for whoever asks in this process.
+    """
 
-    def settle(self, hold: Hold, tokens: int, usd: float) -> None:
+    def ready(self) -> None:
+        """Raise `LedgerError` when the books cannot be kept at present; free of cost when they can."""
+
+    def reserve(self, name: str, day: date, amount: Amount, limit: Limit) -> Hold:
+        """Hold the worst case of a call. Raises `NoRoom` when a limit would be passed, or `LedgerError`."""
+
+    def send(self, hold: Hold) -> bool:
+        """Say that the request is about to go out: from now on a crash is charged in full.
+
+        Returns False when the hold was given up meanwhile; it must be made anew. Raises `LedgerError`.
+        """
+
+    def settle(self, hold: Hold, amount: Amount, *, estimated: bool = False) -> None:
         """Replace the hold by what was used."""
 
     def release(self, hold: Hold) -> None:
-        """Give the hold back: nothing was sent."""
+        """Give the hold back: nothing was used."""
 
-    def book(self, name: str, day: date, tokens: int, usd: float) -> None:
-        """Record what an entry without budget used; written at the latest by `flush`."""
+    def book(self, name: str, day: date, amount: Amount, *, estimated: bool = False) -> None:
+        """Record what an entry without budget used."""
 
-    def used(self, day: date) -> dict[str, Used]:
-        """What every entry used and holds on `day`."""
+    def usage(self, day: date) -> dict[str, Used]:
+        """What every entry used and holds on `day`. Raises `LedgerError`."""
+
+    def history(self, since: date) -> dict[date, dict[str, Used]]:
+        """What was settled on each day from `since` on, days in order. Raises `LedgerError`."""
+
+    def holds(self) -> Sequence[OpenHold]:
+        """Every open reservation, oldest first; those of dead owners expire first. Raises `LedgerError`."""
+
+    def reset(self, name: str, day: date) -> Used:
+        """Let the entry's usage of that day begin at zero; open holds stay. Returns what stood there.
+
+        Raises `LedgerError`.
+        """
 
     def flush(self) -> None:
-        """Write down what is still in memory."""
+        """Write down what is still in memory. Raises `LedgerError`."""
 
     def close(self) -> None:
-        """`flush`, and let go of the store. It can be used again."""
-
-
-def has_room(used: Used, tokens: int, usd: float, most_tokens: int | None, most_usd: float | None) -> bool:
-    """Whether a call of that size still fits the budgets."""
-    if most_tokens is not None and used.tokens + used.held_tokens + tokens > most_tokens:
-        return False
-    return most_usd is None or used.usd + used.held_usd + usd <= most_usd
-
-
-def zone(name: str | None) -> tzinfo | None:
-    """The time zone whose midnight starts a day; None = the machine's."""
-    if name is None:
-        return None
-    from zoneinfo import ZoneInfo
-
-    return ZoneInfo(name)
-
-
-def budget_day(now: float, tz: tzinfo | None) -> date:
-    """The local date at `now` (seconds since the epoch)."""
-    return datetime.fromtimestamp(now, tz).date()
-
-
-def resets_at(now: float, tz: tzinfo | None) -> datetime:
-    """The next local midnight after `now`, with its zone; 23 or 25 hours away when the clocks change."""
-    tomorrow = budget_day(now, tz) + timedelta(days=1)
-    midnight = datetime.combine(tomorrow, time())
-    return midnight.astimezone() if tz is None else midnight.replace(tzinfo=tz)
+        """`flush`, and let go of the store. It can be used again. Raises `LedgerError`."""

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date
+from functools import partial
 
-from maxwell.ledger import Hold, NoRoom, Used, has_room
+import msgspec
+
+from maxwell.database.owners import this_process
+from maxwell.ledger import Amount, Hold, Limit, NoRoom, OpenHold, Used
+from maxwell.ledger.tasks import settled
 
 
 class MemoryLedger:
@@ -14,48 +23,69 @@ class MemoryLedger:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._settled: dict[tuple[str, date], tuple[int, float]] = {}
-        self._held: dict[str, tuple[Hold, int, float]] = {}
+        # What is settled, released and booked, not yet in the books: a finalizer may say so at any moment, in
+        # a thread that holds the lock.
+        self._told: deque[Callable[[], None]] = deque()
+        self._books: dict[tuple[date, str], Used] = {}
+        self._open: dict[str, OpenHold] = {}
 
-    def reserve(
-        self,
-        name: str,
-        day: date,
-        tokens: int,
-        usd: float,
-        *,
-        most_tokens: int | None,
-        most_usd: float | None,
-    ) -> Hold:
+    def ready(self) -> None:
+        """See `Ledger.ready`: they always can."""
+
+    def reserve(self, name: str, day: date, amount: Amount, limit: Limit) -> Hold:
         """See `Ledger.reserve`."""
-        with self._lock:
-            used = self._used(day).get(name, Used())
-            if not has_room(used, tokens, usd, most_tokens, most_usd):
+        hold = Hold(uuid.uuid4().hex, name, day, amount)
+        with self._up_to_date():
+            used = self._usage(day).get(name, Used())
+            if not used.has_room(amount, limit):
                 raise NoRoom(used)
-            hold = Hold(uuid.uuid4().hex, name, day)
-            self._held[hold.id] = (hold, tokens, usd)
-            return hold
+            self._open[hold.id] = OpenHold(hold, "held", time.time(), this_process(), True)
+        return hold
 
-    def settle(self, hold: Hold, tokens: int, usd: float) -> None:
+    def send(self, hold: Hold) -> bool:
+        """See `Ledger.send`."""
+        with self._up_to_date():
+            known = self._open.get(hold.id)
+            if known is None:
+                return False
+            self._open[hold.id] = msgspec.structs.replace(known, state="sent")
+            return True
+
+    def settle(self, hold: Hold, amount: Amount, *, estimated: bool = False) -> None:
         """See `Ledger.settle`."""
-        with self._lock:
-            if self._held.pop(hold.id, None) is not None:
-                self._add(hold.name, hold.day, tokens, usd)
+        self._told.append(partial(self._end, hold, settled(amount, estimated)))
 
     def release(self, hold: Hold) -> None:
         """See `Ledger.release`."""
-        with self._lock:
-            self._held.pop(hold.id, None)
+        self._told.append(partial(self._end, hold, Used()))
 
-    def book(self, name: str, day: date, tokens: int, usd: float) -> None:
+    def book(self, name: str, day: date, amount: Amount, *, estimated: bool = False) -> None:
         """See `Ledger.book`."""
-        with self._lock:
-            self._add(name, day, tokens, usd)
+        self._told.append(partial(self._add, name, day, settled(amount, estimated)))
 
-    def used(self, day: date) -> dict[str, Used]:
-        """See `Ledger.used`."""
-        with self._lock:
-            return self._used(day)
+    def usage(self, day: date) -> dict[str, Used]:
+        """See `Ledger.usage`."""
+        with self._up_to_date():
+            return self._usage(day)
+
+    def history(self, since: date) -> dict[date, dict[str, Used]]:
+        """See `Ledger.history`."""
+        books: dict[date, dict[str, Used]] = {}
+        with self._up_to_date():
+            for (day, name), used in sorted(self._books.items()):
+                if day >= since:
+                    books.setdefault(day, {})[name] = used
+        return books
+
+    def holds(self) -> Sequence[OpenHold]:
+        """See `Ledger.holds`."""
+        with self._up_to_date():
+            return sorted(self._open.values(), key=lambda found: (found.since, found.hold.id))
+
+    def reset(self, name: str, day: date) -> Used:
+        """See `Ledger.reset`."""
+        with self._up_to_date():
+            return self._books.pop((day, name), Used())
 
     def flush(self) -> None:
         """Nothing to write."""
@@ -63,14 +93,25 @@ class MemoryLedger:
     def close(self) -> None:
         """Nothing to close."""
 
-    def _add(self, name: str, day: date, tokens: int, usd: float) -> None:
-        old_tokens, old_usd = self._settled.get((name, day), (0, 0.0))
-        self._settled[name, day] = (old_tokens + tokens, old_usd + usd)
+    @contextmanager
+    def _up_to_date(self) -> Iterator[None]:
+        with self._lock:
+            while self._told:
+                self._told.popleft()()
+            yield
 
-    def _used(self, day: date) -> dict[str, Used]:
-        books = {name: Used(*amounts) for (name, on), amounts in self._settled.items() if on == day}
-        for hold, tokens, usd in self._held.values():
+    def _end(self, hold: Hold, change: Used) -> None:
+        if self._open.pop(hold.id, None) is not None and change != Used():
+            self._add(hold.name, hold.day, change)
+
+    def _add(self, name: str, day: date, change: Used) -> None:
+        self._books[day, name] = self._books.get((day, name), Used()) + change
+
+    def _usage(self, day: date) -> dict[str, Used]:
+        books = {name: used for (on, name), used in self._books.items() if on == day}
+        for found in self._open.values():
+            hold = found.hold
             if hold.day == day:
-                old = books.get(hold.name, Used())
-                books[hold.name] = Used(old.tokens, old.usd, old.held_tokens + tokens, old.held_usd + usd)
+                held = Used(0, 0, hold.amount.tokens, hold.amount.nanousd)
+                books[hold.name] = books.get(hold.name, Used()) + held
         return books

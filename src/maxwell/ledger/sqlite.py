@@ -1,62 +1,52 @@
-"""The ledger of one user: SQLite in `~/.maxwell/ledger.db`, shared by all processes.
-
-`llm_usage.json` beside it is a projection for people and other programs: {"name": {"YYYY-MM-DD": tokens}}.
-It is read once, where the ledger is empty yet, and from then on only written.
-"""
+"""The ledger of one user: tables `day` and `hold` of the database that all of that user's processes share."""
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import logging
-import multiprocessing.util
-import os
 import sqlite3
-import threading
-import time
 import uuid
-import weakref
-from collections.abc import Iterator
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import msgspec
 
 from maxwell.clock import Clock
-from maxwell.ledger import Hold, LedgerError, NoRoom, Used, has_room
-from maxwell.registry.files import write_atomically
+from maxwell.database.file import Database, Task
+from maxwell.database.owners import Owner, is_alive, this_process
+from maxwell.ledger import Amount, Hold, Limit, NoRoom, OpenHold, Used
+from maxwell.ledger.projection import Projection, take_over
+from maxwell.ledger.tasks import Booking, Settling, add, settled
 
-log = logging.getLogger("maxwell")
-
-PROJECTION_SECONDS = 1.0  # llm_usage.json is rewritten at most this often, and at exit
-BUSY_SECONDS = 5.0
-RETRY_SECONDS = 0.02
-_VERSION = 1
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS day (
-    name TEXT NOT NULL, day TEXT NOT NULL, tokens INTEGER NOT NULL, usd REAL NOT NULL, PRIMARY KEY (name, day)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS hold (
-    id TEXT PRIMARY KEY, name TEXT NOT NULL, day TEXT NOT NULL, tokens INTEGER NOT NULL, usd REAL NOT NULL,
-    pid INTEGER NOT NULL
-) WITHOUT ROWID;
-"""
+# Owners that cannot be seen from here (another machine, another container) have this long. That they may be
+# thought dead too soon is safe: `send` fails for what was given back, and a late `settle` corrects a charge.
+LEASE_SECONDS = 900.0
+LOOK_SECONDS = 1.0  # owners are looked at this often
+_KEPT_SECONDS = 2 * 86400.0  # how long a charge may be corrected
 
 _USED = """
-SELECT name, SUM(tokens), SUM(usd), SUM(held_tokens), SUM(held_usd) FROM (
-    SELECT name, tokens, usd, 0 AS held_tokens, 0.0 AS held_usd FROM day WHERE day = :day
-    UNION ALL SELECT name, 0, 0.0, tokens, usd FROM hold WHERE day = :day
+SELECT name, SUM(tokens), SUM(nanousd), SUM(held_tokens), SUM(held_nanousd), SUM(estimated), SUM(calls) FROM (
+    SELECT name, tokens, nanousd, 0 AS held_tokens, 0 AS held_nanousd, estimated, calls
+    FROM day WHERE day = ?1
+    UNION ALL SELECT name, 0, 0, tokens, nanousd, 0, 0 FROM hold WHERE day = ?1 AND state != 'expired'
 ) GROUP BY name
 """
-
-_ADD = """
-INSERT INTO day (name, day, tokens, usd) VALUES (?, ?, ?, ?)
-ON CONFLICT (name, day) DO UPDATE SET tokens = tokens + excluded.tokens, usd = usd + excluded.usd
+_OPEN = """
+SELECT id, name, day, tokens, nanousd, state, since, pid, started, boot, place
+FROM hold WHERE state != 'expired' ORDER BY since, id
 """
-
-_Books = dict[str, dict[date, Annotated[int, msgspec.Meta(ge=0)]]]
+_OWNERS = """
+SELECT pid, started, boot, place, MIN(since)
+FROM hold WHERE state != 'expired' GROUP BY pid, started, boot, place
+"""
+_SENT = """
+SELECT name, day, tokens, nanousd FROM hold
+WHERE state = 'sent' AND pid = ? AND started = ? AND boot = ? AND place = ?
+"""
+_GIVE_BACK = "DELETE FROM hold WHERE state = 'held' AND pid = ? AND started = ? AND boot = ? AND place = ?"
+_CHARGE = """
+UPDATE hold SET state = 'expired' WHERE state = 'sent' AND pid = ? AND started = ? AND boot = ? AND place = ?
+"""
 
 
 class SQLiteLedger:
@@ -64,267 +54,190 @@ class SQLiteLedger:
 
     Args:
         home: The user's Maxwell directory.
-        clock: Times the projection.
+        clock: Tells how old a reservation is.
+        wal: See `Database`.
     """
 
-    def __init__(self, home: Path, clock: Clock) -> None:
-        self._home = home
+    def __init__(self, home: Path, clock: Clock, *, wal: bool | None = None) -> None:
+        self.database = Database(home, begin=lambda db: take_over(db, home), wal=wal)
         self._clock = clock
-        self.start_afresh()
-        _all.add(self)
+        self._projection = Projection(self.database)
+        self.database.before_close.append(self._projection.write)
+        self._looked = -LOOK_SECONDS
 
-    def before_fork(self) -> None:
-        """Close the file while no thread uses it.
+    def ready(self) -> None:
+        """See `Ledger.ready`."""
+        self.database.ready()
 
-        SQLite must not be carried across a fork: a child would share the parent's locks in memory but not in
-        the kernel, and the parent's last close would take the child's log away.
-        """
-        if self._lock.acquire(timeout=2 * BUSY_SECONDS):
-            self._let_go()
-
-    def after_fork(self) -> None:
-        """Go on in the parent; the file is opened anew at the next use."""
-        with contextlib.suppress(RuntimeError):  # it was never got
-            self._lock.release()
-
-    def start_afresh(self) -> None:
-        """Begin as a forked child: what is pending is the parent's to write."""
-        self._lock = threading.RLock()
-        self._connection: sqlite3.Connection | None = None
-        self._pending: dict[tuple[str, str], tuple[int, float]] = {}
-        self._flushed = self._clock.monotonic()
-        self._changed = False
-        _in_use.discard(self)
-
-    def reserve(
-        self,
-        name: str,
-        day: date,
-        tokens: int,
-        usd: float,
-        *,
-        most_tokens: int | None,
-        most_usd: float | None,
-    ) -> Hold:
-        """See `Ledger.reserve`."""
-        hold = Hold(uuid.uuid4().hex, name, day)
-        with self._transaction() as db:
-            used = self._used(db, day).get(name, Used())
-            if not has_room(used, tokens, usd, most_tokens, most_usd):
-                raise NoRoom(used)
-            db.execute(
-                "INSERT INTO hold (id, name, day, tokens, usd, pid) VALUES (?, ?, ?, ?, ?, ?)",
-                (hold.id, name, day.isoformat(), tokens, usd, os.getpid()),
-            )
+    def reserve(self, name: str, day: date, amount: Amount, limit: Limit) -> Hold:
+        """See `Ledger.reserve`. Where there is no room, what dead owners hold is set free first."""
+        hold = Hold(uuid.uuid4().hex, name, day, amount)
+        with self.database.write() as db:
+            used = _used(db, hold)
+            if not used.has_room(amount, limit) and self._expire(db):
+                used = _used(db, hold)
+            has_room = used.has_room(amount, limit)
+            if has_room:
+                _insert(db, hold, self._clock.time())
+        if not has_room:
+            raise NoRoom(used)
         return hold
 
-    def settle(self, hold: Hold, tokens: int, usd: float) -> None:
+    def send(self, hold: Hold) -> bool:
+        """See `Ledger.send`."""
+        with self.database.write() as db:
+            changed = db.execute(
+                "UPDATE hold SET state = 'sent' WHERE id = ? AND state IN ('held', 'sent')", (hold.id,)
+            )
+            return bool(changed.rowcount)
+
+    def settle(self, hold: Hold, amount: Amount, *, estimated: bool = False) -> None:
         """See `Ledger.settle`."""
-        with self._transaction() as db:
-            if db.execute("DELETE FROM hold WHERE id = ?", (hold.id,)).rowcount:
-                db.execute(_ADD, (hold.name, hold.day.isoformat(), tokens, usd))
-                self._changed = True
-        self._flush_if_due()
+        self._later(hold.id, Settling(hold, amount, estimated))
 
     def release(self, hold: Hold) -> None:
         """See `Ledger.release`."""
-        with self._transaction() as db:
-            db.execute("DELETE FROM hold WHERE id = ?", (hold.id,))
+        self._later(hold.id, Settling(hold, None))
 
-    def book(self, name: str, day: date, tokens: int, usd: float) -> None:
-        """See `Ledger.book`: kept in memory, written at most once a second and at exit."""
-        key = (name, day.isoformat())
-        with self._lock:
-            old_tokens, old_usd = self._pending.get(key, (0, 0.0))
-            self._pending[key] = (old_tokens + tokens, old_usd + usd)
-            _in_use.add(self)
-        self._flush_if_due()
+    def book(self, name: str, day: date, amount: Amount, *, estimated: bool = False) -> None:
+        """See `Ledger.book`."""
+        booked = Booking.of(name, day, amount, estimated)
+        self._later((name, day), booked)
 
-    def used(self, day: date) -> dict[str, Used]:
-        """See `Ledger.used`."""
-        with self._lock, self._failing_clearly():
-            books = self._used(self._open(), day)
-            for (name, on), (tokens, usd) in self._pending.items():
-                if on == day.isoformat():
-                    old = books.get(name, Used())
-                    books[name] = msgspec.structs.replace(old, tokens=old.tokens + tokens, usd=old.usd + usd)
+    def _later(self, key: object, task: Booking | Settling) -> None:
+        self.database.later(key, task)
+        self._projection.soon()
+
+    def usage(self, day: date) -> dict[str, Used]:
+        """See `Ledger.usage`."""
+        self._look()
+        books: dict[str, Used] = {}
+
+        def look(db: sqlite3.Connection, waiting: Sequence[Task]) -> None:
+            books.clear()
+            for name, *amounts in db.execute(_USED, (day.isoformat(),)):
+                books[name] = Used(*amounts)
+            for task in waiting:
+                if isinstance(task, Booking | Settling) and task.day == day:
+                    books[task.name] = books.get(task.name, Used()) + task.effect(db)
+
+        self.database.look(look)
         return books
 
+    def history(self, since: date) -> dict[date, dict[str, Used]]:
+        """See `Ledger.history`."""
+        self.flush()
+        rows, _ = self.database.read(
+            "SELECT day, name, tokens, nanousd, estimated, calls FROM day WHERE day >= ? ORDER BY day, name",
+            (since.isoformat(),),
+        )
+        books: dict[date, dict[str, Used]] = {}
+        for day, name, tokens, nanousd, estimated, calls in rows:
+            used = Used(tokens, nanousd, 0, 0, estimated, calls)
+            books.setdefault(date.fromisoformat(day), {})[name] = used
+        return books
+
+    def holds(self) -> Sequence[OpenHold]:
+        """See `Ledger.holds`."""
+        with self.database.write() as db:
+            self._expire(db)
+            rows = db.execute(_OPEN).fetchall()
+        return [_open_hold(row) for row in rows]
+
+    def reset(self, name: str, day: date) -> Used:
+        """See `Ledger.reset`."""
+        on = (name, day.isoformat())
+        with self.database.write() as db:
+            self._expire(db)
+            before = _settled(db, on)
+            db.execute("DELETE FROM day WHERE name = ? AND day = ?", on)
+            # Nobody's late word may take from what is counted from here on.
+            db.execute("DELETE FROM hold WHERE name = ? AND day = ? AND state = 'expired'", on)
+        self._projection.soon()
+        return before
+
     def flush(self) -> None:
-        """See `Ledger.flush`."""
-        with self._lock:
-            self._flushed = self._clock.monotonic()
-            if self._pending or self._changed:
-                # In one transaction with its reading, so that an older projection never replaces a newer one.
-                with self._transaction() as db:
-                    self._write_projection(db)
-                self._changed = False
+        """See `Ledger.flush`: the books, and `llm_usage.json`."""
+        self.database.flush()
+        self._projection.write()
 
     def close(self) -> None:
-        """Write everything down and close the file. The ledger can be used again."""
-        with self._lock:
-            try:
-                self.flush()
-            finally:
-                self._let_go()
-                if not self._pending:
-                    _in_use.discard(self)
+        """See `Ledger.close`."""
+        self.database.close()
 
-    def _let_go(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _flush_if_due(self) -> None:
-        if self._clock.monotonic() - self._flushed < PROJECTION_SECONDS:
+    def _look(self) -> None:
+        """Expire what dead owners hold, at most once a second."""
+        now = self._clock.monotonic()
+        if now - self._looked < LOOK_SECONDS:
             return
-        try:
-            self.flush()
-        except LedgerError as error:  # the books keep it; whoever needs them to be right is told by them
-            log.warning("usage could not be written down yet: %s", error)
+        self._looked = now
+        rows, _ = self.database.read(_OWNERS)
+        if self._dead(rows):
+            with self.database.write() as db:
+                self._expire(db)
 
-    def _open(self) -> sqlite3.Connection:
-        if self._connection is None:
-            self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path = self._home / "ledger.db"
-            db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-            try:
-                _use_wal(db)
-                db.execute("PRAGMA synchronous = NORMAL")
-                if db.execute("PRAGMA user_version").fetchone()[0] < _VERSION:
-                    self._begin_books(db)
-            except BaseException:
-                db.close()
-                raise
-            self._connection = db
-            _in_use.add(self)
-        return self._connection
+    def _dead(self, rows: Sequence[Any]) -> list[Owner]:
+        """The owners who no longer run, or whom nobody here can see and whose time is up."""
+        now = self._clock.time()
+        found = []
+        for *identity, since in rows:
+            owner = Owner(*identity)
+            alive = is_alive(owner)
+            if alive is False or (alive is None and now - since > LEASE_SECONDS):
+                found.append(owner)
+        return found
 
-    def _begin_books(self, db: sqlite3.Connection) -> None:
-        """Make the tables and take over what an earlier `llm_usage.json` holds: once, all or nothing."""
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            if db.execute("PRAGMA user_version").fetchone()[0] < _VERSION:  # nobody else was first
-                for statement in _SCHEMA.split(";"):
-                    db.execute(statement)
-                rows = [
-                    (name, day.isoformat(), tokens, 0.0)
-                    for name, days in self._earlier_usage().items()
-                    for day, tokens in days.items()
-                ]
-                db.executemany(_ADD, rows)
-                db.execute(f"PRAGMA user_version = {_VERSION}")
-            db.execute("COMMIT")
-        except BaseException:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            raise
-
-    def _earlier_usage(self) -> _Books:
-        file = self._home / "llm_usage.json"
-        try:
-            return msgspec.json.decode(file.read_bytes(), type=_Books)
-        except FileNotFoundError:
-            return {}
-        except (msgspec.MsgspecError, ValueError) as error:
-            raise LedgerError(
-                f"{file} is not {{name: {{YYYY-MM-DD: tokens}}}} ({error}); mend it or move it away"
-            ) from error
-
-    @contextlib.contextmanager
-    def _failing_clearly(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise LedgerError(
-                f"the usage ledger {self._home / 'ledger.db'} cannot be used: {error}"
-            ) from error
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """One writer at a time from the first statement on, so that a check and its write are one step.
-
-        What is pending is written first: it counts.
-        """
-        with self._lock, self._failing_clearly():
-            db = self._open()
-            db.execute("BEGIN IMMEDIATE")
-            pending = [(name, day, *amounts) for (name, day), amounts in self._pending.items()]
-            try:
-                db.executemany(_ADD, pending)
-                yield db
-                db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                raise
-            if pending:
-                self._pending.clear()
-                self._changed = True
-
-    @staticmethod
-    def _used(db: sqlite3.Connection, day: date) -> dict[str, Used]:
-        return {row[0]: Used(*row[1:]) for row in db.execute(_USED, {"day": day.isoformat()})}
-
-    def _write_projection(self, db: sqlite3.Connection) -> None:
-        """Rewrite `llm_usage.json` from the books."""
-        books: dict[str, dict[str, int]] = {}
-        for name, day, tokens in db.execute("SELECT name, day, tokens FROM day ORDER BY name, day"):
-            books.setdefault(name, {})[day] = tokens
-        data = msgspec.json.format(msgspec.json.encode(books), indent=2) + b"\n"
-        write_atomically(self._home / "llm_usage.json", data)
+    def _expire(self, db: sqlite3.Connection) -> bool:
+        """End the holds of dead owners; returns whether there were any."""
+        dead = self._dead(db.execute(_OWNERS).fetchall())
+        for owner in dead:
+            of_owner = msgspec.structs.astuple(owner)
+            for name, day, tokens, nanousd in db.execute(_SENT, of_owner).fetchall():
+                add(db, name, day, settled(Amount(tokens, nanousd), estimated=True))
+            db.execute(_GIVE_BACK, of_owner)
+            db.execute(_CHARGE, of_owner)
+        if dead:
+            old = self._clock.time() - _KEPT_SECONDS
+            db.execute("DELETE FROM hold WHERE state = 'expired' AND since < ?", (old,))
+            self._projection.soon()
+        return bool(dead)
 
 
-def _use_wal(db: sqlite3.Connection) -> None:
-    """Switch to write-ahead logging; of several that do so at once SQLite refuses some without waiting."""
-    tries = int(BUSY_SECONDS / RETRY_SECONDS)
-    for left in reversed(range(tries)):
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as error:
-            if not left or error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-                raise
-            time.sleep(RETRY_SECONDS)
-        else:
-            return
+def _used(db: sqlite3.Connection, hold: Hold) -> Used:
+    on = (hold.name, hold.day.isoformat())
+    tokens, nanousd = db.execute(
+        "SELECT TOTAL(tokens), TOTAL(nanousd) FROM hold WHERE name = ? AND day = ? AND state != 'expired'", on
+    ).fetchone()
+    return _settled(db, on) + Used(0, 0, int(tokens), int(nanousd))
 
 
-# Every ledger, for a forked child to begin afresh; and those with something to close or write at exit.
-_all: weakref.WeakSet[SQLiteLedger] = weakref.WeakSet()
-_in_use: set[SQLiteLedger] = set()
+def _settled(db: sqlite3.Connection, on: tuple[str, str]) -> Used:
+    """What stands in the books for a name and day."""
+    row = db.execute(
+        "SELECT tokens, nanousd, 0, 0, estimated, calls FROM day WHERE name = ? AND day = ?", on
+    ).fetchone()
+    return Used() if row is None else Used(*row)
 
 
-def _at_exit() -> None:
-    for ledger in list(_in_use):
-        try:
-            ledger.close()
-        except LedgerError as error:
-            log.warning("usage could not be written down: %s", error)
+def _insert(db: sqlite3.Connection, hold: Hold, now: float) -> None:
+    owner = this_process()
+    amount = hold.amount
+    db.execute(
+        "INSERT INTO hold VALUES (?, ?, ?, ?, ?, 'held', ?, ?, ?, ?, ?)",
+        (
+            hold.id,
+            hold.name,
+            hold.day.isoformat(),
+            amount.tokens,
+            amount.nanousd,
+            now,
+            *msgspec.structs.astuple(owner),
+        ),
+    )
 
 
-def _before_fork() -> None:
-    for ledger in sorted(
-        _all, key=id
-    ):  # in one order, so that two threads that fork never wait for each other
-        ledger.before_fork()
-
-
-def _in_parent() -> None:
-    for ledger in list(_all):
-        ledger.after_fork()
-
-
-def _in_child() -> None:
-    for ledger in list(_all):
-        ledger.start_afresh()
-
-
-def _in_worker(_: object) -> None:
-    # multiprocessing's children end without atexit.
-    multiprocessing.util.Finalize(None, _at_exit, exitpriority=1)
-
-
-atexit.register(_at_exit)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
-multiprocessing.util.register_after_fork(_in_worker, _in_worker)
+def _open_hold(row: Sequence[Any]) -> OpenHold:
+    id_, name, day, tokens, nanousd, state, since, *identity = row
+    owner = Owner(*identity)
+    hold = Hold(id_, name, date.fromisoformat(day), Amount(tokens, nanousd))
+    return OpenHold(hold, state, since, owner, is_alive(owner))

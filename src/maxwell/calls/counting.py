@@ -1,0 +1,43 @@
+"""Asks a server's own tokenizer. What it cannot tell is None: the call itself will say what is wrong."""
+
+from __future__ import annotations
+
+from maxwell.backends.base import Backend
+from maxwell.calls.effects import Flow, Limits, TransportError
+from maxwell.calls.probe import fetch
+from maxwell.calls.state import Entry
+from maxwell.registry.specs import LLMSpec
+from maxwell.types import ChatCall
+
+COUNT_LIMITS = Limits(connect=2.0, first_byte=10.0, idle=10.0, total=30.0)
+
+
+def text_tokens(
+    entry: Entry, backend: Backend, text: str, limits: Limits = COUNT_LIMITS, *, special: bool = False
+) -> Flow[list[int] | None]:
+    """Token ids of `text`, with those the model puts around a text when `special`."""
+    request = backend.tokenize(entry.spec, text, entry.endpoint.key, add_special=special)
+    if request is None:
+        return None
+    try:
+        status, _, body = yield from fetch(request, limits)
+        return backend.decode_tokens(body) if status == 200 else None
+    except (TransportError, ValueError):
+        return None
+
+
+def chat_tokens(
+    entry: Entry, backend: Backend, chat: ChatCall, limits: Limits = COUNT_LIMITS
+) -> Flow[int | None]:
+    """Prompt tokens of a conversation, its template included."""
+    assert isinstance(entry.spec, LLMSpec)
+    if chat.tools:  # the counting routes do not take them
+        return None
+    request = backend.count_chat(entry.spec, chat.messages, entry.endpoint.key)
+    if request is None:
+        return None
+    try:
+        status, _, body = yield from fetch(request, limits)
+        return backend.decode_count(body) if status == 200 else None
+    except (TransportError, ValueError):
+        return None

@@ -1,0 +1,406 @@
+"""The user's one SQLite file, `~/.maxwell/ledger.db`, shared by all of that user's processes.
+
+One connection, safe from any thread and across forks. What need not be on disk before a call goes on is given
+to `later` and written by a background thread, or by the next transaction, whichever comes first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from maxwell.database.background import background
+from maxwell.database.damage import check, explain, is_busy, is_damage, is_lasting
+from maxwell.database.filesystems import network_type
+from maxwell.database.lifetime import is_ending, watch
+from maxwell.database.schema import look, prepare, touch
+from maxwell.errors import LedgerError
+
+log = logging.getLogger("maxwell")
+
+T = TypeVar("T")
+
+BUSY_SECONDS = 5.0  # how long a lock of another process is waited for
+WRITE_SECONDS = 0.05  # what may wait is on disk this much later
+RETRY_SECONDS = 1.0  # and tried again this often while the file cannot be written
+MOST_WAITING = 10_000  # tasks; beyond it those that nobody's money hangs on are dropped
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01
+
+
+class Task(Protocol):
+    """Something to be written."""
+
+    def apply(self, db: sqlite3.Connection) -> None:
+        """Write it, in a transaction that may be rolled back and tried again."""
+
+    def merged(self, later: Any) -> Any:
+        """This task and a later one of the same key as one."""
+
+
+class Database:
+    """The file, its one connection and what waits to be written to it.
+
+    Args:
+        home: The user's Maxwell directory; made when it is missing.
+        begin: What to write into a new file; runs in the transaction that makes its tables.
+        wal: Whether to use a write-ahead log; None = unless `home` is on a network file system, where SQLite
+            cannot share one.
+        patience: How long a lock of another process is waited for, in seconds.
+
+    Attributes:
+        before_close: Called before the file is closed, at exit too.
+    """
+
+    _connection: sqlite3.Connection | None = None
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        begin: Callable[[sqlite3.Connection], None],
+        wal: bool | None = None,
+        patience: float = BUSY_SECONDS,
+    ) -> None:
+        self.home = home
+        self.path = home / "ledger.db"
+        self._begin = begin
+        self._wal = wal
+        self._seconds = patience
+        self.before_close: list[Callable[[], None]] = []
+        self.start_afresh()
+        watch(self)
+
+    def start_afresh(self) -> None:
+        """Begin with nothing open, as a forked child does: what waits is the parent's to write."""
+        self._lock = threading.RLock()  # of the connection
+        self._connection = None
+        self._file = (0, 0)
+        self._commit_patience = 0  # milliseconds
+        self._damaged = (0, 0)  # the file that was seen to be damaged
+        self._told: deque[tuple[object, Task]] = deque()  # what `later` was given, not merged yet
+        self._waiting: dict[object, Task] = {}
+        self._taken: dict[object, Task] = {}  # being written
+        self._merging = threading.RLock()
+        self._problem = ""
+        self._failed_at = 0.0
+        self._has_warned = False
+
+    def __del__(self) -> None:
+        self._let_go()  # nothing waits, or the background's job would keep this alive
+
+    def ready(self) -> None:
+        """Raise `LedgerError` when the file cannot be written at present; looks at nothing when it could."""
+        if self._problem and (self._has_waiting() or time.monotonic() - self._failed_at < RETRY_SECONDS):
+            raise LedgerError(self._problem)
+        if self._problem or self._connection is None:
+            with self.write() as db:
+                touch(db, time.time())
+
+    def later(self, key: object, task: Task) -> None:
+        """Have `task` written soon; one of the same key that still waits is merged with it."""
+        # A finalizer may come in between at any moment, in this very thread, with a task of the same key.
+        self._told.append((key, task))
+        if is_ending():
+            self._write_waiting()
+        else:
+            background.soon(self._write_waiting, RETRY_SECONDS if self._problem else WRITE_SECONDS)
+
+    @property
+    def is_backed_up(self) -> bool:
+        """Whether so much waits that what can be spared should not be added."""
+        return len(self._waiting) + len(self._told) >= MOST_WAITING
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """A transaction in which nobody else writes, from its first statement on: what it checks stays true.
+
+        What waits is written first, because it counts. Raises `LedgerError`.
+        """
+        with self._noting(), self._telling():
+            patience = _Patience(self._seconds)
+            while True:
+                try:
+                    # Let go of between attempts: who only reads must not wait while another process writes.
+                    with self._lock, self._transaction() as db:
+                        yield db
+                        return
+                except _Locked as locked:
+                    patience.rest(locked.error)
+
+    def read(self, query: str, parameters: Sequence[Any] = ()) -> tuple[list[Any], list[Task]]:
+        """A query's rows, and what waits and therefore is not in them. Raises `LedgerError`."""
+        return self.look(lambda db, waiting: (db.execute(query, parameters).fetchall(), waiting))
+
+    def look(self, work: Callable[[sqlite3.Connection, list[Task]], T]) -> T:
+        """What `work` makes of the file and of what waits and is not in it yet; it may be called again.
+
+        Raises `LedgerError`.
+        """
+        with self._telling():
+            patience = _Patience(self._seconds)
+            while True:
+                try:
+                    with self._lock:
+                        db = self._connected()
+                        self._merge()
+                        return work(db, list(self._waiting.values()))
+                except sqlite3.OperationalError as error:
+                    patience.rest(error)
+
+    def flush(self) -> None:
+        """Write down what waits. Raises `LedgerError`."""
+        if self._has_waiting():
+            with self.write():
+                pass
+
+    def close(self) -> None:
+        """`flush`, do what is asked for in `before_close`, and close the file. It can be used again.
+
+        Raises `LedgerError`.
+        """
+        try:
+            self.flush()
+            for work in self.before_close:
+                work()
+        finally:
+            with self._lock:
+                self._let_go()
+
+    # --- what waits
+
+    def _has_waiting(self) -> bool:
+        with self._merging:
+            return bool(self._told or self._waiting or self._taken)
+
+    def _merge(self) -> None:
+        with self._merging, contextlib.suppress(IndexError):
+            while True:
+                key, task = self._told.popleft()
+                known = self._waiting.pop(key, None)
+                self._waiting[key] = task if known is None else known.merged(task)
+
+    def _take(self) -> list[Task]:
+        with self._merging:
+            self._merge()
+            self._taken, self._waiting = self._waiting, {}
+            return list(self._taken.values())
+
+    def _put_back(self) -> None:
+        with self._merging:
+            back, self._taken = self._taken, {}
+            for key, task in self._waiting.items():
+                known = back.get(key)
+                back[key] = task if known is None else known.merged(task)
+            self._waiting = back
+
+    def _write_waiting(self) -> None:
+        """The background's turn."""
+        try:
+            self.flush()
+        except LedgerError as error:
+            if not self._has_warned:
+                log.warning("%s; usage is kept in memory until it can be written down", error)
+            self._has_warned = True
+
+    # --- transactions
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """What `write` does once nobody else writes. Raises `_Locked` before anything is done."""
+        db = self._begun()
+        try:
+            for task in self._take():
+                task.apply(db)
+            yield db
+            self._commit(db)
+        except BaseException as error:
+            # What a signal's handler raises may come after the commit, and then nothing is to be undone.
+            if isinstance(error, sqlite3.Error) or db is not self._connection or db.in_transaction:
+                self._put_back()
+                self._roll_back(db)
+            else:
+                self._taken = {}
+            raise
+        self._taken = {}
+        self._problem = ""
+        self._has_warned = False
+
+    def _commit(self, db: sqlite3.Connection) -> None:
+        if self._commit_patience:  # without a log it has to wait for readers
+            db.execute(f"PRAGMA busy_timeout = {self._commit_patience}")
+        db.execute("COMMIT")
+
+    def _begun(self) -> sqlite3.Connection:
+        try:
+            db = self._connected()
+        except sqlite3.OperationalError as error:
+            raise _Locked(error) from error
+        try:
+            if self._commit_patience:
+                db.execute("PRAGMA busy_timeout = 0")
+            db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            raise _Locked(error) from error
+        except BaseException:  # a signal's handler
+            self._roll_back(db)
+            raise
+        return db
+
+    def _roll_back(self, db: sqlite3.Connection) -> None:
+        try:
+            if db.in_transaction:  # SQLite may have done so itself
+                db.execute("ROLLBACK")
+        except sqlite3.Error:
+            self._let_go()
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Remember that writing failed, and try again while something waits."""
+        try:
+            yield
+        except LedgerError as error:
+            self._problem = str(error)
+            self._failed_at = time.monotonic()
+            if self._has_waiting():
+                background.soon(self._write_waiting, RETRY_SECONDS)
+            raise
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Turn what goes wrong with the file into a `LedgerError` that says what to do."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            if is_lasting(error):
+                with self._lock:
+                    self._let_go()
+                    if is_damage(error):
+                        self._damaged = self._file
+            raise LedgerError(explain(self.path, error)) from error
+
+    # --- the connection
+
+    def _connected(self) -> sqlite3.Connection:
+        """The connection; a file that was replaced or removed meanwhile is opened anew."""
+        if self._connection is not None:
+            if self._identity() == self._file:
+                return self._connection
+            self._let_go()
+        self._connection = self._open()
+        return self._connection
+
+    def _identity(self) -> tuple[int, int]:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return 0, 0
+        return found.st_dev, found.st_ino
+
+    def _open(self) -> sqlite3.Connection:
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_file()
+        self._file = self._identity()
+        db = sqlite3.connect(self.path, timeout=0.0, isolation_level=None, check_same_thread=False)
+        try:
+            look(db, self.path)
+            wal = "WAL" if self._use_wal() else "DELETE"
+            mode = db.execute(f"PRAGMA journal_mode = {wal}").fetchone()[0]
+            self._commit_patience = 0 if mode == "wal" else round(self._seconds * 1000)
+            db.execute(f"PRAGMA synchronous = {'NORMAL' if mode == 'wal' else 'FULL'}")
+            prepare(db, self._begin)
+            if self._damaged == self._file:
+                check(db)
+                self._damaged = (0, 0)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _make_file(self) -> None:
+        """Make the file if there is none, for its owner's eyes only; so SQLite makes its further files then.
+
+        One that is there must not be opened here: closing it would take away the locks that SQLite holds on
+        it for other connections of this process.
+        """
+        with _making, contextlib.suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+
+    def _use_wal(self) -> bool:
+        if self._wal is None:
+            network = network_type(self.path)
+            self._wal = network is None
+            if network is not None:
+                log.warning(
+                    "%s is on a network file system (%s): the ledger works without its write-ahead log, more "
+                    "slowly, and budgets hold only as far as that system's locks do; better set MAXWELL_HOME "
+                    "to a local directory",
+                    self.home,
+                    network,
+                )
+        return self._wal
+
+    def _let_go(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    # --- forks
+
+    def before_fork(self) -> None:
+        """Close the file while no thread uses it.
+
+        SQLite must not be carried across a fork: a child would share the parent's locks in memory but not in
+        the kernel, and the parent's last close would take the child's log away.
+        """
+        if self._lock.acquire(timeout=2 * BUSY_SECONDS):
+            self._let_go()
+
+    def after_fork(self) -> None:
+        """Go on in the parent; the file is opened anew at the next use."""
+        with contextlib.suppress(RuntimeError):  # it was never got
+            self._lock.release()
+
+
+class _Locked(Exception):
+    """A transaction could not begin."""
+
+    def __init__(self, error: sqlite3.OperationalError) -> None:
+        self.error = error
+        super().__init__(str(error))
+
+
+class _Patience:
+    """How long to wait for whoever holds a lock."""
+
+    def __init__(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+        self._pause = _FIRST_PAUSE
+
+    def rest(self, error: sqlite3.OperationalError) -> None:
+        """Wait a little; raises `error` when it is no lock or the time is up."""
+        if not is_busy(error) or time.monotonic() >= self._deadline:
+            raise error
+        # Random, so that waiting processes do not march in step.
+        time.sleep(self._pause * random.uniform(0.5, 1.5))  # noqa: S311
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+
+
+_making = threading.Lock()
+
+
+def _in_child() -> None:
+    global _making
+    _making = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

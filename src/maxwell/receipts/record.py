@@ -1,0 +1,242 @@
+"""The receipt of a call that runs: a handful of references, put into words by the thread that writes it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from maxwell.errors import (
+    BackendError,
+    BudgetExceeded,
+    LedgerError,
+    MaxwellError,
+    StreamBroken,
+)
+from maxwell.receipts import Attempted, Choice, Prices, Receipt, sum_of
+from maxwell.receipts.text import Said, sizes, transcript, without_quotes
+from maxwell.registry.specs import Spec
+from maxwell.scheduler import Decision
+from maxwell.types import Completion, Usage
+
+if TYPE_CHECKING:
+    import sqlite3
+    from types import TracebackType
+
+    from maxwell.receipts.book import ReceiptBook
+
+log = logging.getLogger("maxwell")
+
+MOST_MESSAGE = 1_000  # characters of an error
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: none that looks like another
+_ID_LENGTH = 8
+
+
+class Record:
+    """The receipt of a call that runs. Enter it with `with`: whatever way the call ends is then kept, once.
+
+    Attributes:
+        id: The receipt's id; "" where none is kept.
+        at: When the call began, in seconds since the epoch.
+    """
+
+    __slots__ = (
+        "_asked",
+        "_attempts",
+        "_began",
+        "_book",
+        "_decision",
+        "_finish_reason",
+        "_first",
+        "_kind",
+        "_outcome",
+        "_pid",
+        "_prompt",
+        "_reply",
+        "_running",
+        "_said",
+        "_seconds",
+        "_sizes",
+        "at",
+        "id",
+    )
+
+    def __init__(
+        self,
+        book: ReceiptBook,
+        kind: Literal["chat", "embed"],
+        said: Said,
+        *,
+        decision: Decision | None = None,
+        asked: str | None = None,
+    ) -> None:
+        self.id = _new_id() if book.keeps else ""
+        self.at = book.clock.time()
+        self._book = book
+        self._kind = kind
+        self._said = said
+        self._decision = decision
+        self._asked = asked
+        self._pid = os.getpid()
+        self._began = book.clock.monotonic()
+        self._seconds = 0.0
+        self._attempts: list[RecordedAttempt] = []
+        self._running: RecordedAttempt | None = None
+        self._outcome = ""
+        self._sizes = (0, 0, 0)
+        self._finish_reason = ""
+        self._first: float | None = None
+        self._prompt: str | None = None
+        self._reply: str | None = None
+
+    def attempt(self, spec: Spec) -> RecordedAttempt:
+        """An entry is asked, while the `with` block of what this returns lasts."""
+        self._running = attempt = RecordedAttempt(self, spec)
+        return attempt
+
+    def used(self, usage: Usage, usd: float) -> None:
+        """So much is booked for the present attempt; several bookings are added up."""
+        if self._running is not None:
+            self._running.used(usage, usd)
+
+    def answered(self, done: Completion) -> None:
+        """The reply, whole or as far as it came."""
+        self._finish_reason = done.finish_reason
+        self._first = done.timings.first_token_seconds
+        if self._book.log_content:
+            self._reply = self._book.fit_to_keep(done.text)
+
+    def __enter__(self) -> Record:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not self.id or os.getpid() != self._pid:  # in a forked child the call is the parent's
+            return
+        book = self._book
+        self._seconds = book.clock.monotonic() - self._began
+        self._outcome = _outcome(error)
+        if isinstance(error, StreamBroken):
+            self.answered(error.partial)
+        self._sizes = sizes(self._said)
+        if book.log_content:
+            self._prompt = book.fit_to_keep(transcript(self._said))
+        self._said = ()  # it may be large, and what is kept may have to wait
+        book.keep(self)
+
+    def words_of(self, error: BaseException) -> str:
+        """What an error says, as far as it may be kept."""
+        if not isinstance(error, MaxwellError):  # a bug's message may hold anything
+            return type(error).__name__ if isinstance(error, Exception) else ""
+        message = (error.message if isinstance(error, BackendError) else str(error))[:MOST_MESSAGE]
+        return message if self._book.log_content else without_quotes(message, self._said)
+
+    def apply(self, db: sqlite3.Connection) -> None:
+        """Write it. See `database.file.Task`."""
+        try:
+            body = msgspec.json.encode(self._receipt())
+        except Exception:  # whatever is peculiar about one call must not keep the others from being booked
+            log.warning("the receipt %s could not be kept", self.id, exc_info=True)
+            return
+        db.execute("INSERT OR REPLACE INTO receipt VALUES (?, ?, ?)", (self.id, self.at, body))
+
+    def merged(self, later: Record) -> Record:
+        """See `database.file.Task`."""
+        return later
+
+    def _receipt(self) -> Receipt:
+        """Without `id` and `at`, which stand beside it."""
+        attempts = tuple([attempt.kept() for attempt in self._attempts])
+        messages, characters, images = self._sizes
+        answered = attempts and self._outcome in ("ok", "broken_stream")
+        return Receipt(
+            kind=self._kind,
+            outcome=self._outcome,
+            llm=attempts[-1].name if answered else "",
+            choice=self._choice(attempts),
+            attempts=attempts,
+            messages=messages,
+            characters=characters,
+            images=images,
+            seconds=round(self._seconds, 6),
+            first_token_seconds=None if self._first is None else round(self._first, 6),
+            finish_reason=self._finish_reason,
+            prompt=self._prompt,
+            reply=self._reply,
+        )
+
+    def _choice(self, attempts: Sequence[Attempted]) -> Choice:
+        if self._decision is not None:
+            return self._book.rendered(self._decision)
+        if self._asked is None:
+            return Choice(by="default")
+        named = any(attempt.name == self._asked for attempt in attempts)
+        return Choice(by="name" if named else "tag", asked=self._asked)
+
+
+class RecordedAttempt:
+    """One entry that is asked by a call that runs; its `with` block is the attempt."""
+
+    __slots__ = ("_began", "_message", "_outcome", "_record", "_seconds", "_spec", "_usage", "_usd")
+
+    def __init__(self, record: Record, spec: Spec) -> None:
+        self._record = record
+        self._spec = spec
+        self._began = record._book.clock.monotonic()
+        self._seconds = 0.0
+        self._outcome = ""
+        self._message = ""
+        self._usage: Usage | None = None
+        self._usd = 0.0
+
+    def used(self, usage: Usage, usd: float) -> None:
+        """See `Record.used`."""
+        self._usage = sum_of(self._usage, usage)
+        self._usd += usd
+
+    def __enter__(self) -> None:
+        self._record._attempts.append(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        record = self._record
+        self._seconds = record._book.clock.monotonic() - self._began
+        self._outcome = _outcome(error)
+        if error is not None:
+            self._message = record.words_of(error)
+
+    def kept(self) -> Attempted:
+        """The attempt as a receipt has it."""
+        return Attempted(
+            name=self._spec.name,
+            outcome=self._outcome,
+            message=self._message,
+            seconds=round(self._seconds, 6),
+            usage=self._usage,
+            usd=round(self._usd, 12),
+            prices=Prices.of(self._spec),
+        )
+
+
+def _outcome(error: BaseException | None) -> str:
+    """How something ended, in a word."""
+    if error is None:
+        return "ok"
+    if isinstance(error, BackendError):
+        return error.kind
+    if isinstance(error, BudgetExceeded):
+        return "budget"
+    if isinstance(error, LedgerError):
+        return "ledger"
+    return "failed" if isinstance(error, Exception) else "cancelled"
+
+
+def _new_id() -> str:
+    # Not `random`: a program may seed it, and would then overwrite its own receipts at every run.
+    return "".join([_ALPHABET[byte & 31] for byte in os.urandom(_ID_LENGTH)])
