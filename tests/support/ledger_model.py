@@ -9,7 +9,7 @@ from datetime import date
 
 import msgspec
 
-from maxwell.ledger import Hold, Used
+from maxwell.ledger import Amount, Hold, Limit, Used
 from maxwell.ledger.sqlite import LEASE_SECONDS
 
 CORRECTABLE = 2 * 86400.0  # seconds; how long a charge may be corrected
@@ -114,3 +114,12 @@ class Model:
 
 def negative(used: Used) -> Used:
     return Used(*(-number for number in msgspec.structs.astuple(used)))
+
+
+def fits(used: Used, amount: Amount, limit: Limit) -> bool:
+    """Whether all of it together stays within the limit."""
+    tokens = used.tokens + used.held_tokens + amount.tokens
+    nanousd = used.nanousd + used.held_nanousd + amount.nanousd
+    return (limit.tokens is None or tokens <= limit.tokens) and (
+        limit.nanousd is None or nanousd <= limit.nanousd
+    )

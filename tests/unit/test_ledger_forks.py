@@ -272,12 +272,28 @@ def test_a_forked_child_books_and_its_parent_goes_on(home: Path, programs: Progr
 
 
 @can_fork
+def test_a_forked_child_shows_what_it_booked(home: Path, programs: Programs) -> None:
+    ledger = programs()
+    use(ledger, 1)
+    ledger.flush()
+
+    def child() -> None:
+        use(ledger, 5)
+        ledger.close()
+
+    assert ended(fork(child)) == 0
+    assert projection(home) == {NAME: {"2026-01-12": 6}}
+
+
+@can_fork
 def test_what_waits_is_the_parents_to_write(home: Path, programs: Programs) -> None:
     ledger = programs()
     hold = take(ledger, 10)
     refuse_writing(home)
     ledger.settle(hold, Amount(9))
     ledger.book("free", MONDAY, Amount(7))
+
+    assert ledger.usage(MONDAY) == {NAME: settled(9), "free": settled(7)}
 
     def child() -> None:
         assert ledger.usage(MONDAY) == {NAME: held(10)}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Self
 
 import msgspec
 import pytest
@@ -166,6 +169,17 @@ def test_who_cannot_be_seen_from_here_has_a_lease(home: Path, programs: Programs
     assert not ledger.send(old)
 
 
+def test_a_lease_is_each_reservations_own(home: Path, programs: Programs) -> None:
+    ledger = programs()
+    elsewhere = Owner(1, 5, this_process().boot, "another machine/pid:[1]")
+    for tokens in (60, 10):
+        hold = take(ledger, tokens)
+        with opened(home) as db:
+            give(db, hold, elsewhere)
+        programs.clock.advance(LEASE_SECONDS / 2 + 1)
+    assert [found.hold.amount.tokens for found in ledger.holds()] == [10]
+
+
 def test_who_runs_keeps_what_it_holds_however_long(programs: Programs) -> None:
     one, other = programs(), programs()
     hold = take(one, 60, most=100)
@@ -256,6 +270,52 @@ def test_what_could_not_be_written_is_kept_and_written_once(home: Path, programs
     allow_writing(home)
     ledger.flush()
     assert ledger.usage(MONDAY) == programs().usage(MONDAY) == expected
+
+
+def test_what_is_booked_while_a_write_fails_is_kept_too(programs: Programs) -> None:
+    ledger = programs()
+    hold = take(ledger, 10)
+
+    class Unlucky:
+        """A task in whose turn others book, and which fails once."""
+
+        failures = 1
+
+        def apply(self, db: sqlite3.Connection) -> None:
+            if self.failures:
+                self.failures -= 1
+                ledger.settle(hold, Amount(8))
+                ledger.book("free", MONDAY, Amount(6))
+                ledger.database.read("SELECT 1")
+                raise sqlite3.OperationalError("bad luck")
+
+        def merged(self, later: Self) -> Self:
+            return self
+
+    ledger.settle(hold, Amount(9))
+    ledger.book("free", MONDAY, Amount(5))
+    ledger.database.later("unlucky", Unlucky())
+    with contextlib.suppress(LedgerError):  # unless the background was first
+        ledger.flush()
+    expected = {NAME: settled(9), "free": settled(11, calls=2)}
+    assert ledger.usage(MONDAY) == expected
+    ledger.flush()
+    assert programs().usage(MONDAY) == expected
+
+
+def test_what_is_looked_at_stands_still(programs: Programs) -> None:
+    """Else a hold that ends in between would be counted twice, or not at all."""
+    ledger, other = programs(), programs()
+    hold = take(other, 10)
+
+    def look(db: sqlite3.Connection, waiting: object) -> bool:
+        before = db.execute("SELECT * FROM hold").fetchall()
+        other.settle(hold, Amount(9))
+        other.database.flush()
+        return db.execute("SELECT * FROM hold").fetchall() == before
+
+    assert ledger.database.look(look)
+    assert used(ledger) == settled(9)
 
 
 def test_who_reads_or_books_does_not_wait_for_another_writer(home: Path, programs: Programs) -> None:

@@ -123,9 +123,9 @@ def test_it_is_right_when_all_have_closed(tmp_path: Path) -> None:
 def test_flushing_waits_for_a_write_that_is_under_way(home: Path, programs: Programs, file: Path) -> None:
     """Else a program could end, and with it the thread that writes, before the file is right."""
     ledger = programs()
-    use(ledger, 10)
-    ledger.database.flush()
+    ledger.ready()
     with filelock.FileLock(home / ".llm_usage.json.lock", thread_local=False) as lock:
+        use(ledger, 10)
         wait_until(background_waits_for_the_lock)
         letting_go = threading.Timer(0.2, lock.release, [True])
         letting_go.start()
@@ -227,6 +227,26 @@ def test_a_crash_before_the_file_is_replaced_is_no_hand(
         one.flush()
     assert warnings_of(caplog) == []
     assert projection(home) == {NAME: {"2026-01-12": 10 + crashes}, "box": {"2026-01-12": 2}}
+
+
+def test_what_it_will_be_is_noted_before_it_is(
+    home: Path, programs: Programs, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the other order a crash in between would look like a hand."""
+    ledger = programs()
+    use(ledger, 10)
+    ledger.flush()
+    use(ledger, 1)
+    with opened(home) as db:
+        db.execute("CREATE TRIGGER refuse BEFORE INSERT ON note BEGIN SELECT RAISE(ABORT, 'refused'); END")
+        with pytest.raises(LedgerError, match="refused"):
+            ledger.flush()
+        assert projection(home) == {NAME: {"2026-01-12": 10}}
+        db.execute("DROP TRIGGER refuse")
+    use(ledger, 1)
+    ledger.flush()
+    assert projection(home) == {NAME: {"2026-01-12": 12}}
+    assert not [warning for warning in warnings_of(caplog) if "by hand" in warning]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-# What an open connection does not get over when the file is well again. On a full disk it is kept: the file could
-# not even be opened again there to be read.
+# What an open connection does not get over when the file is well again. On a full disk it is kept: the file
+# could not even be opened again there to be read.
 _LASTING = (*_DAMAGE, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import random
 import sqlite3
 import threading
 import time
@@ -19,9 +18,10 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from maxwell.database.background import background
-from maxwell.database.damage import check, explain, is_busy, is_damage, is_lasting
+from maxwell.database.damage import check, explain, is_damage, is_lasting
 from maxwell.database.filesystems import network_type
 from maxwell.database.lifetime import is_ending, watch
+from maxwell.database.patience import Locked, Patience
 from maxwell.database.schema import look, prepare, touch
 from maxwell.errors import LedgerError
 
@@ -32,8 +32,8 @@ T = TypeVar("T")
 BUSY_SECONDS = 5.0  # how long a lock of another process is waited for
 WRITE_SECONDS = 0.05  # what may wait is on disk this much later
 RETRY_SECONDS = 1.0  # and tried again this often while the file cannot be written
+HASTY_SECONDS = 0.2  # how long a lock is waited for by those who come after one who has waited in vain
 MOST_WAITING = 10_000  # tasks; beyond it those that nobody's money hangs on are dropped
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01
 
 
 class Task(Protocol):
@@ -126,14 +126,14 @@ class Database:
         What waits is written first, because it counts. Raises `LedgerError`.
         """
         with self._noting(), self._telling():
-            patience = _Patience(self._seconds)
+            patience = Patience(min(self._seconds, HASTY_SECONDS) if self._problem else self._seconds)
             while True:
                 try:
                     # Let go of between attempts: who only reads must not wait while another process writes.
                     with self._lock, self._transaction() as db:
                         yield db
                         return
-                except _Locked as locked:
+                except Locked as locked:
                     patience.rest(locked.error)
 
     def read(self, query: str, parameters: Sequence[Any] = ()) -> tuple[list[Any], list[Task]]:
@@ -141,16 +141,17 @@ class Database:
         return self.look(lambda db, waiting: (db.execute(query, parameters).fetchall(), waiting))
 
     def look(self, work: Callable[[sqlite3.Connection, list[Task]], T]) -> T:
-        """What `work` makes of the file and of what waits and is not in it yet; it may be called again.
+        """What `work` makes of the file, as it is at one moment, and of what waits and is not in it yet.
+
+        It may be called again, and only reads.
 
         Raises `LedgerError`.
         """
         with self._telling():
-            patience = _Patience(self._seconds)
+            patience = Patience(self._seconds)
             while True:
                 try:
-                    with self._lock:
-                        db = self._connected()
+                    with self._lock, self._snapshot() as db:
                         self._merge()
                         return work(db, list(self._waiting.values()))
                 except sqlite3.OperationalError as error:
@@ -215,7 +216,7 @@ class Database:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """What `write` does once nobody else writes. Raises `_Locked` before anything is done."""
+        """What `write` does once nobody else writes. Raises `Locked` before anything is done."""
         db = self._begun()
         try:
             for task in self._take():
@@ -234,6 +235,19 @@ class Database:
         self._problem = ""
         self._has_warned = False
 
+    @contextlib.contextmanager
+    def _snapshot(self) -> Iterator[sqlite3.Connection]:
+        """What several queries see is of one moment."""
+        db = self._connected()
+        if db.in_transaction:  # of this very thread, which has the lock
+            yield db
+            return
+        try:
+            db.execute("BEGIN")
+            yield db
+        finally:
+            self._roll_back(db)
+
     def _commit(self, db: sqlite3.Connection) -> None:
         if self._commit_patience:  # without a log it has to wait for readers
             db.execute(f"PRAGMA busy_timeout = {self._commit_patience}")
@@ -243,13 +257,13 @@ class Database:
         try:
             db = self._connected()
         except sqlite3.OperationalError as error:
-            raise _Locked(error) from error
+            raise Locked(error) from error
         try:
             if self._commit_patience:
                 db.execute("PRAGMA busy_timeout = 0")
             db.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
-            raise _Locked(error) from error
+            raise Locked(error) from error
         except BaseException:  # a signal's handler
             self._roll_back(db)
             raise
@@ -368,30 +382,6 @@ class Database:
         """Go on in the parent; the file is opened anew at the next use."""
         with contextlib.suppress(RuntimeError):  # it was never got
             self._lock.release()
-
-
-class _Locked(Exception):
-    """A transaction could not begin."""
-
-    def __init__(self, error: sqlite3.OperationalError) -> None:
-        self.error = error
-        super().__init__(str(error))
-
-
-class _Patience:
-    """How long to wait for whoever holds a lock."""
-
-    def __init__(self, seconds: float) -> None:
-        self._deadline = time.monotonic() + seconds
-        self._pause = _FIRST_PAUSE
-
-    def rest(self, error: sqlite3.OperationalError) -> None:
-        """Wait a little; raises `error` when it is no lock or the time is up."""
-        if not is_busy(error) or time.monotonic() >= self._deadline:
-            raise error
-        # Random, so that waiting processes do not march in step.
-        time.sleep(self._pause * random.uniform(0.5, 1.5))  # noqa: S311
-        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
 
 _making = threading.Lock()

@@ -15,7 +15,7 @@ _SCHEMA = """
 CREATE TABLE day (
     name TEXT NOT NULL, day TEXT NOT NULL,
     tokens INTEGER NOT NULL, nanousd INTEGER NOT NULL, estimated INTEGER NOT NULL, calls INTEGER NOT NULL,
-    PRIMARY KEY (name, day)
+    PRIMARY KEY (day, name)
 ) WITHOUT ROWID;
 CREATE TABLE hold (
     id TEXT PRIMARY KEY, name TEXT NOT NULL, day TEXT NOT NULL,
@@ -23,6 +23,7 @@ CREATE TABLE hold (
     state TEXT NOT NULL CHECK (state IN ('held', 'sent', 'expired')), since REAL NOT NULL,
     pid INTEGER NOT NULL, started INTEGER NOT NULL, boot TEXT NOT NULL, place TEXT NOT NULL
 ) WITHOUT ROWID;
+CREATE INDEX open_hold ON hold (name, day, tokens, nanousd) WHERE state != 'expired';
 CREATE TABLE receipt (id TEXT PRIMARY KEY, at REAL NOT NULL, body BLOB NOT NULL);
 CREATE INDEX receipt_at ON receipt (at);
 CREATE TABLE note (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;

@@ -77,17 +77,16 @@ class Projection:
     def _start_afresh(self) -> None:
         self._pid = os.getpid()
         self._is_due = False
-        self._lock = threading.Lock()
+        self._writing = threading.Lock()  # who ends the process waits for the thread that is about it
 
-    @property
-    def _writing(self) -> threading.Lock:
-        """Who ends the process waits for the thread that is about it; a forked child has no such thread."""
+    def _here(self) -> None:
+        """In a forked child neither what was due nor the thread that was about it are this process's."""
         if self._pid != os.getpid():
             self._start_afresh()
-        return self._lock
 
     def soon(self) -> None:
         """The books change; write the file within a second or so."""
+        self._here()
         self._is_due = True
         background.soon(self._in_background, INTERVAL_SECONDS)
 
@@ -106,6 +105,7 @@ class Projection:
 
     def write(self) -> None:
         """Write the file now, if this process changed the books since the last time. Raises `LedgerError`."""
+        self._here()
         with self._writing:
             if not self._is_due:
                 return

@@ -206,7 +206,7 @@ def _salvage(path: Path, known: Mapping[tuple[str, date], int]) -> _Salvage:
         # A scan ends at the first bad page. One from each end, and a search for each row that must be there,
         # get round it.
         for order in ("ASC", "DESC"):
-            _keep(days, _rows(db, f"{_DAYS} ORDER BY name {order}, day {order}"))
+            _keep(days, _rows(db, f"{_DAYS} ORDER BY day {order}, name {order}"))
             for row in _rows(db, f"{_HOLDS} ORDER BY id {order}"):
                 with contextlib.suppress(msgspec.ValidationError):
                     hold: _HoldRow = msgspec.convert(row, type=_HoldRow)

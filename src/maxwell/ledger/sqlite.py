@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import uuid
 from collections.abc import Sequence
@@ -24,13 +25,8 @@ LEASE_SECONDS = 900.0
 LOOK_SECONDS = 1.0  # owners are looked at this often
 _KEPT_SECONDS = 2 * 86400.0  # how long a charge may be corrected
 
-_USED = """
-SELECT name, SUM(tokens), SUM(nanousd), SUM(held_tokens), SUM(held_nanousd), SUM(estimated), SUM(calls) FROM (
-    SELECT name, tokens, nanousd, 0 AS held_tokens, 0 AS held_nanousd, estimated, calls
-    FROM day WHERE day = ?1
-    UNION ALL SELECT name, 0, 0, tokens, nanousd, 0, 0 FROM hold WHERE day = ?1 AND state != 'expired'
-) GROUP BY name
-"""
+_SETTLED = "SELECT name, tokens, nanousd, 0, 0, estimated, calls FROM day WHERE day = ?"
+_HELD = "SELECT name, tokens, nanousd FROM hold WHERE day = ? AND state != 'expired'"
 _OPEN = """
 SELECT id, name, day, tokens, nanousd, state, since, pid, started, boot, place
 FROM hold WHERE state != 'expired' ORDER BY since, id
@@ -41,11 +37,14 @@ FROM hold WHERE state != 'expired' GROUP BY pid, started, boot, place
 """
 _SENT = """
 SELECT name, day, tokens, nanousd FROM hold
-WHERE state = 'sent' AND pid = ? AND started = ? AND boot = ? AND place = ?
+WHERE state = 'sent' AND pid = ? AND started = ? AND boot = ? AND place = ? AND since < ?
 """
-_GIVE_BACK = "DELETE FROM hold WHERE state = 'held' AND pid = ? AND started = ? AND boot = ? AND place = ?"
+_GIVE_BACK = """
+DELETE FROM hold WHERE state = 'held' AND pid = ? AND started = ? AND boot = ? AND place = ? AND since < ?
+"""
 _CHARGE = """
-UPDATE hold SET state = 'expired' WHERE state = 'sent' AND pid = ? AND started = ? AND boot = ? AND place = ?
+UPDATE hold SET state = 'expired'
+WHERE state = 'sent' AND pid = ? AND started = ? AND boot = ? AND place = ? AND since < ?
 """
 
 
@@ -111,22 +110,22 @@ class SQLiteLedger:
     def usage(self, day: date) -> dict[str, Used]:
         """See `Ledger.usage`."""
         self._look()
-        books: dict[str, Used] = {}
 
-        def look(db: sqlite3.Connection, waiting: Sequence[Task]) -> None:
-            books.clear()
-            for name, *amounts in db.execute(_USED, (day.isoformat(),)):
-                books[name] = Used(*amounts)
+        def look(db: sqlite3.Connection, waiting: Sequence[Task]) -> dict[str, Used]:
+            on = (day.isoformat(),)
+            books = {name: Used(*amounts) for name, *amounts in db.execute(_SETTLED, on)}
+            for name, tokens, nanousd in db.execute(_HELD, on):
+                books[name] = books.get(name, Used()) + Used(0, 0, tokens, nanousd)
             for task in waiting:
                 if isinstance(task, Booking | Settling) and task.day == day:
                     books[task.name] = books.get(task.name, Used()) + task.effect(db)
+            return books
 
-        self.database.look(look)
-        return books
+        return self.database.look(look)
 
     def history(self, since: date) -> dict[date, dict[str, Used]]:
         """See `Ledger.history`."""
-        self.flush()
+        self.database.flush()
         rows, _ = self.database.read(
             "SELECT day, name, tokens, nanousd, estimated, calls FROM day WHERE day >= ? ORDER BY day, name",
             (since.isoformat(),),
@@ -176,22 +175,26 @@ class SQLiteLedger:
             with self.database.write() as db:
                 self._expire(db)
 
-    def _dead(self, rows: Sequence[Any]) -> list[Owner]:
-        """The owners who no longer run, or whom nobody here can see and whose time is up."""
-        now = self._clock.time()
+    def _dead(self, rows: Sequence[Any]) -> list[tuple[Owner, float]]:
+        """Whose holds have expired, and made before which moment: all of those who no longer run, and the
+        older ones of those whom nobody here can see.
+        """
+        unseen = self._clock.time() - LEASE_SECONDS
         found = []
         for *identity, since in rows:
             owner = Owner(*identity)
             alive = is_alive(owner)
-            if alive is False or (alive is None and now - since > LEASE_SECONDS):
-                found.append(owner)
+            if alive is False:
+                found.append((owner, math.inf))
+            elif alive is None and since < unseen:
+                found.append((owner, unseen))
         return found
 
     def _expire(self, db: sqlite3.Connection) -> bool:
         """End the holds of dead owners; returns whether there were any."""
         dead = self._dead(db.execute(_OWNERS).fetchall())
-        for owner in dead:
-            of_owner = msgspec.structs.astuple(owner)
+        for owner, before in dead:
+            of_owner = (*msgspec.structs.astuple(owner), before)
             for name, day, tokens, nanousd in db.execute(_SENT, of_owner).fetchall():
                 add(db, name, day, settled(Amount(tokens, nanousd), estimated=True))
             db.execute(_GIVE_BACK, of_owner)

@@ -13,7 +13,7 @@ _MOST = 2**53  # more is no amount, and would end in an integer that SQLite cann
 
 _ADD = """
 INSERT INTO day (name, day, tokens, nanousd, estimated, calls) VALUES (?, ?, ?, ?, ?, ?)
-ON CONFLICT (name, day) DO UPDATE SET
+ON CONFLICT (day, name) DO UPDATE SET
     tokens = MAX(tokens + excluded.tokens, 0), nanousd = MAX(nanousd + excluded.nanousd, 0),
     estimated = MAX(estimated + excluded.estimated, 0), calls = MAX(calls + excluded.calls, 0)
 """
