@@ -19,7 +19,7 @@ FLOORS = [
     ["handles"],
     ["calls"],
     ["explain", "requirements", "receipts"],
-    ["scheduler", "health", "ledger", "backends"],
+    ["scheduler", "health", "ledger", "backends", "speed"],
     ["registry", "tokens", "database"],
     ["types", "errors", "clock", "ending", "redaction"],
     ["amounts"],

@@ -4,11 +4,13 @@ import errno
 import os
 import pwd
 import sqlite3
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from databases import make, run
 
 from maxwell.database.damage import check, explain, is_busy, is_damage
 from maxwell.database.file import Database
@@ -30,10 +32,6 @@ def file(home: Path) -> Path:
         fill(db)
     assert sorted(p.name for p in home.iterdir()) == ["ledger.db"]
     return home / "ledger.db"
-
-
-def make(home: Path) -> Database:
-    return Database(home, begin=lambda db: None)
 
 
 def fill(db: sqlite3.Connection) -> None:
@@ -118,6 +116,31 @@ def test_several_programs_keep_one_copy(file: Path, harm: Harm) -> None:
         with closing(make(file.parent)) as database, pytest.raises(LedgerError):
             use(database)
     assert len(list(file.parent.glob("*damaged*"))) == 1
+
+
+def test_a_copy_that_is_kept_is_not_replaced_by_another_program(file: Path) -> None:
+    write_garbage_in_the_middle(file)
+    data = file.read_bytes()
+    with closing(make(file.parent)) as database, pytest.raises(LedgerError):
+        use(database)
+    put(file, 0, b"more harm")
+    run("assert 'is damaged' in fails(lambda: make().read('SELECT * FROM day'))", file.parent)
+    assert [copy.read_bytes() for copy in file.parent.glob("*damaged*")] == [data]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
+def test_copies_that_fail_leave_nothing_behind(file: Path) -> None:
+    overwrite_header(file)
+    script = """
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+database = make()
+for _ in range(20):
+    assert "no copy could be kept (File too large)" in fails(lambda: database.read("SELECT 1"))
+found = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+assert found.count(str(home / "ledger.db")) <= 1, found
+"""
+    run(script, file.parent)
+    assert [p.name for p in file.parent.iterdir()] == ["ledger.db"]
 
 
 @damaged_by

@@ -30,7 +30,7 @@ from databases import (
     written,
 )
 
-from maxwell.database.file import MOST_WAITING, Database
+from maxwell.database.file import Database
 from maxwell.errors import LedgerError
 
 # Newer Pythons warn that a fork copies one thread only; that this does no harm is what is tested here.
@@ -157,18 +157,6 @@ def test_a_closed_database_can_be_used_again(home: Path) -> None:
         database.later("a", Add(1))
         assert total(database) == 2
     assert written(home) == 2
-
-
-def test_too_much_that_waits_is_told(home: Path) -> None:
-    (home / "ledger.db").mkdir(parents=True)
-    database = make(home)
-    assert not database.is_backed_up
-    for key in range(MOST_WAITING):
-        database.later(key, Add(0))
-    assert database.is_backed_up
-    (home / "ledger.db").rmdir()
-    database.close()
-    assert not database.is_backed_up
 
 
 def test_a_finalizer_may_book_while_its_own_thread_is_booking(home: Path) -> None:

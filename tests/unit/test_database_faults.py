@@ -264,6 +264,22 @@ wait_until(lambda: is_ready(database))
     run(script, home)
 
 
+def test_where_no_thread_can_be_had_the_next_transaction_writes_what_waits(open_home: Path) -> None:
+    script = """
+become_nobody()
+resource.setrlimit(resource.RLIMIT_NPROC, (0, resource.RLIM_INFINITY))
+database = make()
+database.later("a", Add(3))
+database.later("b", Add(4))
+assert threading.active_count() == 1
+with database.write() as db:
+    Add(10).apply(db)
+assert database.read("SELECT tokens FROM day") == ([(17,)], [])
+"""
+    give(open_home)
+    run(script, open_home)
+
+
 # --- homes that cannot be used
 
 
@@ -288,7 +304,7 @@ def test_a_missing_home_is_made(tmp_path: Path) -> None:
     assert written(home) == 1
 
 
-def user(place: Path) -> None:
+def give(place: Path) -> None:
     """Give a directory to whoever the programs below run as."""
     if os.geteuid() == 0:
         os.chown(place, 65534, 65534)
@@ -322,7 +338,7 @@ wait_until(lambda: is_ready(database) and is_ready(other))
 database.close()
 other.close()
 """
-    user(open_home)
+    give(open_home)
     run(script, open_home)
     assert written(open_home) == 3
 
@@ -362,7 +378,7 @@ def test_what_another_user_left_in_ones_home_is_said(open_home: Path) -> None:
     with closing(make(open_home)) as database:
         add(database)
     open_home.chmod(0o700)
-    user(open_home)
+    give(open_home)
     script = """
 become_nobody()
 message = fails(make().ready)

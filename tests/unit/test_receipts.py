@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import pytest
@@ -28,7 +28,15 @@ from maxwell.errors import (
     UnknownReceipt,
 )
 from maxwell.receipts import Attempted, Choice, Prices, Ranked, Receipt, Refused
-from maxwell.receipts.book import KEPT_SECONDS, MOST_KEPT, MOST_PRUNED, PRUNE_SECONDS, ReceiptBook
+from maxwell.receipts.book import (
+    KEPT_SECONDS,
+    MOST_KEPT,
+    MOST_PRUNED,
+    MOST_WAITING,
+    PRUNE_SECONDS,
+    Batch,
+    ReceiptBook,
+)
 from maxwell.receipts.record import Record
 from maxwell.receipts.text import MOST_TEXT, without_quotes
 from maxwell.registry.specs import LLMSpec
@@ -396,29 +404,17 @@ def count(database: Database) -> int:
     return int(rows[0][0])
 
 
-class Stuck:
-    """A database that cannot be written at present."""
-
-    def __init__(self) -> None:
-        self.is_backed_up = True
-        self.waiting: list[object] = []
-
-    def later(self, key: object, task: object) -> None:
-        self.waiting.append(key)
-
-
-def test_receipts_that_would_pile_up_are_dropped_and_counted_once(
-    fake_clock: FakeClock, caplog: pytest.LogCaptureFixture
+def test_receipts_that_pile_up_are_dropped_and_counted(
+    database: Database, book: ReceiptBook, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stuck = Stuck()
-    book = ReceiptBook(cast(Database, stuck), fake_clock)
+    record = book.embed(None, [])
+    waiting = Batch([record] * (MOST_WAITING - 1))
     for _ in range(3):
-        call(book)
-    assert (stuck.waiting, caplog.messages) == ([], [])
-    stuck.is_backed_up = False
-    kept = [call(book), call(book)]
-    assert [key for key in stuck.waiting if key in kept] == kept
-    assert caplog.messages == ["3 receipts were not kept, because the database could not be written"]
+        waiting = waiting.merged(Batch([book.embed(None, [])]))
+    with database.write() as db:
+        waiting.apply(db)
+    assert caplog.messages == ["2 receipts were not kept, because too many waited to be written"]
+    assert count(database) == 2
 
 
 def test_a_receipt_that_cannot_be_written_stops_nothing_else(

@@ -69,9 +69,7 @@ class Background:
             if first is not None and self._due[first] <= now:
                 del self._due[first]
                 return first
-            wait = None if first is None else self._due[first] - now
-            first = None
-            self._listen(wait)
+            self._listen(None if first is None else self._due[first] - now)
 
     def _listen(self, seconds: float | None) -> None:
         """Wait for the next job that is asked for, at most so long; None = for ever."""

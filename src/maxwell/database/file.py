@@ -33,7 +33,6 @@ BUSY_SECONDS = 5.0  # how long a lock of another process is waited for
 WRITE_SECONDS = 0.05  # what may wait is on disk this much later
 RETRY_SECONDS = 1.0  # and tried again this often while the file cannot be written
 HASTY_SECONDS = 0.2  # how long a lock is waited for by those who come after one who has waited in vain
-MOST_WAITING = 10_000  # tasks; beyond it those that nobody's money hangs on are dropped
 
 
 class Task(Protocol):
@@ -113,11 +112,6 @@ class Database:
             self._write_waiting()
         else:
             background.soon(self._write_waiting, RETRY_SECONDS if self._problem else WRITE_SECONDS)
-
-    @property
-    def is_backed_up(self) -> bool:
-        """Whether so much waits that what can be spared should not be added."""
-        return len(self._waiting) + len(self._told) >= MOST_WAITING
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:

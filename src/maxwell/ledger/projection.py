@@ -87,8 +87,9 @@ class Projection:
     def soon(self) -> None:
         """The books change; write the file within a second or so."""
         self._here()
-        self._is_due = True
-        background.soon(self._in_background, INTERVAL_SECONDS)
+        if not self._is_due:
+            self._is_due = True
+            background.soon(self._in_background, INTERVAL_SECONDS)
 
     def _in_background(self) -> None:
         try:
@@ -98,10 +99,8 @@ class Projection:
         if 0 <= age < INTERVAL_SECONDS:  # another process has just written it
             background.soon(self._in_background, INTERVAL_SECONDS - age)
             return
-        try:
+        with contextlib.suppress(LedgerError):  # whoever writes the books says so
             self.write()
-        except LedgerError:  # whoever writes the books says so
-            background.soon(self._in_background, INTERVAL_SECONDS)
 
     def write(self) -> None:
         """Write the file now, if this process changed the books since the last time. Raises `LedgerError`."""
@@ -116,6 +115,7 @@ class Projection:
                     self._write()
             except BaseException:
                 self._is_due = True
+                background.soon(self._in_background, INTERVAL_SECONDS)
                 raise
 
     def _write(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -27,6 +28,9 @@ KEPT_SECONDS = 30 * 86400.0
 MOST_KEPT = 100_000
 PRUNE_SECONDS = 3600.0
 MOST_PRUNED = 1_000  # in one transaction: other processes wait for it
+
+MOST_WAITING = 20_000  # receipts, while the database cannot be written; some 20 MB
+_ROWS = 300  # in one statement
 
 MOST_RANKED = 20
 MOST_REJECTED = 50
@@ -72,7 +76,6 @@ class ReceiptBook:
         self._secrets = tuple(secrets)
         self._rendered: tuple[Decision, Choice] | None = None
         self._prune_at = clock.monotonic()
-        self._dropped = 0
 
     def chat(self, decision: Decision, messages: Sequence[Message]) -> Record:
         """A chat call begins."""
@@ -87,13 +90,7 @@ class ReceiptBook:
         database = self._database
         if database is None:
             return
-        if database.is_backed_up:
-            self._dropped += 1
-            return
-        if self._dropped:
-            log.warning("%d receipts were not kept, because the database could not be written", self._dropped)
-            self._dropped = 0
-        database.later(record.id, record)
+        database.later("receipts", Batch([record]))
         now = self.clock.monotonic()
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_SECONDS
@@ -158,6 +155,34 @@ class ReceiptBook:
         near = [starts[start] for start in difflib.get_close_matches(wanted, starts, n=3, cutoff=0.7)]
         meant = f"did you mean {' or '.join(near)}?" if near else f"the latest is {ids[0]};"
         return f"{meant} `maxwell why --list` shows more"
+
+
+class Batch:
+    """Receipts that are written together. See `database.file.Task`.
+
+    In few statements, because at each one other threads take their turn, and a busy one keeps it.
+    """
+
+    def __init__(self, records: list[Record]) -> None:
+        self._records = records
+        self._dropped = 0
+
+    def apply(self, db: sqlite3.Connection) -> None:
+        """See `Task.apply`."""
+        rows = [row for record in self._records if (row := record.row()) is not None]
+        for start in range(0, len(rows), _ROWS):
+            some = rows[start : start + _ROWS]
+            places = ", ".join(["(?, ?, ?)"] * len(some))
+            db.execute(f"INSERT OR REPLACE INTO receipt VALUES {places}", list(chain.from_iterable(some)))  # noqa: S608
+        if self._dropped:
+            log.warning("%d receipts were not kept, because too many waited to be written", self._dropped)
+
+    def merged(self, later: Batch) -> Batch:
+        """See `Task.merged`. What waits is bounded."""
+        room = MOST_WAITING - len(self._records)
+        self._records += later._records[:room]
+        self._dropped += later._dropped + max(len(later._records) - room, 0)
+        return self
 
 
 class Pruning:

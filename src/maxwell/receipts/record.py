@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -23,7 +24,6 @@ from maxwell.scheduler import Decision
 from maxwell.types import Completion, Usage
 
 if TYPE_CHECKING:
-    import sqlite3
     from types import TracebackType
 
     from maxwell.receipts.book import ReceiptBook
@@ -136,18 +136,13 @@ class Record:
         message = (error.message if isinstance(error, BackendError) else str(error))[:MOST_MESSAGE]
         return message if self._book.log_content else without_quotes(message, self._said)
 
-    def apply(self, db: sqlite3.Connection) -> None:
-        """Write it. See `database.file.Task`."""
+    def row(self) -> tuple[str, float, bytes] | None:
+        """What is written: id, time and body; None when it cannot be put into words."""
         try:
-            body = msgspec.json.encode(self._receipt())
+            return self.id, self.at, msgspec.json.encode(self._receipt())
         except Exception:  # whatever is peculiar about one call must not keep the others from being booked
             log.warning("the receipt %s could not be kept", self.id, exc_info=True)
-            return
-        db.execute("INSERT OR REPLACE INTO receipt VALUES (?, ?, ?)", (self.id, self.at, body))
-
-    def merged(self, later: Record) -> Record:
-        """See `database.file.Task`."""
-        return later
+            return None
 
     def _receipt(self) -> Receipt:
         """Without `id` and `at`, which stand beside it."""
@@ -237,6 +232,12 @@ def _outcome(error: BaseException | None) -> str:
     return "failed" if isinstance(error, Exception) else "cancelled"
 
 
+# Its own, because a program that seeds the shared one would overwrite its own receipts at every run.
+_random = random.Random()  # noqa: S311 - an id need not be secret
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_random.seed)
+
+
 def _new_id() -> str:
-    # Not `random`: a program may seed it, and would then overwrite its own receipts at every run.
-    return "".join([_ALPHABET[byte & 31] for byte in os.urandom(_ID_LENGTH)])
+    bits = _random.getrandbits(5 * _ID_LENGTH)
+    return "".join([_ALPHABET[bits >> shift & 31] for shift in range(0, 5 * _ID_LENGTH, 5)])
