@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from maxwell.calls.select import choose, choose_embedding, insist
 from maxwell.calls.state import PoolState
 from maxwell.calls.status import Status, statuses
 from maxwell.clock import Clock, SystemClock
+from maxwell.errors import LedgerError
 from maxwell.explain import ways_out
 from maxwell.handles import LLM, AsyncEmbedding, AsyncLLM, Embedding
 from maxwell.health import HealthBook
@@ -121,6 +123,12 @@ class _Pool:
         entries = [self._state.llm(no.spec.name) for no in decision.rejected]
         return ways_out(self._state.candidates(entries), decision)
 
+    def _close_books(self) -> None:
+        # What cannot be written now is tried again, and the end of the process says what was not. The calls
+        # that it was used for have succeeded.
+        with contextlib.suppress(LedgerError):
+            self._state.ledger.close()
+
     def _choose(self, name: str | None, needs: Requirements) -> Flow[Decision]:
         return choose(self._state, request(needs), name=name, prompt=needs.prompt)
 
@@ -205,7 +213,7 @@ class LLMPool(_Pool):
 
     def close(self) -> None:
         """Write the books down and drop pooled connections. The pool can be used again."""
-        self._state.ledger.close()
+        self._close_books()
         self._transport.close()
 
     def __enter__(self) -> LLMPool:
@@ -256,7 +264,7 @@ class AsyncLLMPool(_Pool):
 
     async def close(self) -> None:
         """Write the books down and drop this loop's pooled connections. The pool can be used again."""
-        self._state.ledger.close()
+        self._close_books()
         await self._transport.close()
 
     async def __aenter__(self) -> AsyncLLMPool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from calling import MODES, Calls, chats, count, entry
 from maxwell.errors import BudgetExceeded, NoEligibleLM
 from maxwell.ledger import Amount
 from maxwell.testing import FakeClock, FakeServer
-from maxwell.testing.fixtures import FakeServers
+from maxwell.testing.fixtures import FakeServers, WriteRegistry
 
 COUNT = "/v1/chat/completions/input_tokens"
 NOON = datetime(2026, 1, 15, 12, tzinfo=UTC)
@@ -206,6 +209,14 @@ def test_an_embedding_has_a_money_budget(fake_server: FakeServers, tmp_path: Pat
             pool.get_embedding("default")
 
 
+def test_what_is_cut_off_is_not_reserved(fake_server: FakeServers, tmp_path: Path) -> None:
+    server = fake_server(embeddings=True, context=64)
+    calls = embeddings(server, tmp_path, daily_budget_tokens=100)
+    with calls.pool() as pool:
+        assert pool.get_embedding("e").embed("word " * 1000, truncate=True)
+    assert 0 < calls.used("e").tokens <= 64
+
+
 def test_texts_are_counted_before_their_budget_refuses_them(fake_server: FakeServers, tmp_path: Path) -> None:
     server = fake_server(embeddings=True, context=4096)
     calls = embeddings(server, tmp_path, daily_budget_tokens=500)
@@ -213,3 +224,24 @@ def test_texts_are_counted_before_their_budget_refuses_them(fake_server: FakeSer
         assert len(pool.get_embedding("e").embed_many(["word " * 100] * 3)) == 3  # 1,500 bytes, 375 tokens
     assert count(server, "/tokenize") == 3
     assert calls.used("e").tokens == server.usage.total_tokens
+
+
+# --- without books
+
+
+def test_a_free_reply_is_a_success_although_it_cannot_be_booked(
+    server: FakeServer, write_registry: WriteRegistry, tmp_path: Path
+) -> None:
+    registry = write_registry(server.llm_entry("free"))
+    (tmp_path / "a file").write_text("in the way")
+    done = subprocess.run(
+        [sys.executable, "-m", "maxwell", "ask", "--registry", registry, "Hello"],
+        env={**os.environ, "MAXWELL_HOME": str(tmp_path / "a file" / "home")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "limited\n")
+    assert done.stderr.count("could not be written down") == 1

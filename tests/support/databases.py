@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -12,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from processes import ended, fork
 
 from maxwell.database.file import Database
 from maxwell.errors import LedgerError
@@ -179,26 +179,6 @@ def locked(home: Path) -> Iterator[None]:
             yield
         finally:
             locker.communicate("go\n")
-
-
-def fork(work: Callable[[], object]) -> int:
-    """Run `work` in a forked child and return its process id; it is killed when it hangs."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.setitimer(signal.ITIMER_REAL, SOON)
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    return pid
-
-
-def ended(pid: int) -> int:
-    """Exit status of a child, or the negative number of the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def work_at_once(database: Database, processes: int, times: int) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -173,26 +171,6 @@ def running(script: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
             yield started
         finally:
             started.kill()
-
-
-def fork(work: Callable[[], object], seconds: float = SOON) -> int:
-    """Run `work` in a forked child and return its process id; it is killed when it hangs."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.setitimer(signal.ITIMER_REAL, seconds)
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    return pid
-
-
-def ended(pid: int) -> int:
-    """Exit status of a child, or the negative number of the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def wait_until(holds: Callable[[], bool]) -> None:

@@ -267,7 +267,7 @@ wait_until(lambda: is_ready(database))
 def test_where_no_thread_can_be_had_the_next_transaction_writes_what_waits(open_home: Path) -> None:
     script = """
 become_nobody()
-resource.setrlimit(resource.RLIMIT_NPROC, (0, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
 database = make()
 database.later("a", Add(3))
 database.later("b", Add(4))

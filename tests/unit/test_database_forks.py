@@ -21,8 +21,6 @@ from databases import (
     Run,
     add,
     assert_sound,
-    ended,
-    fork,
     locked,
     make,
     run,
@@ -32,6 +30,7 @@ from databases import (
     write,
     written,
 )
+from processes import ended, fork
 
 from maxwell.clock import SystemClock
 from maxwell.database.file import Database

@@ -19,8 +19,6 @@ from ledgers import (
     NAME,
     Programs,
     allow_writing,
-    ended,
-    fork,
     held,
     opened,
     program,
@@ -33,6 +31,7 @@ from ledgers import (
     use,
     used,
 )
+from processes import ended, fork
 
 from maxwell.clock import SystemClock
 from maxwell.ledger import Amount, NoRoom, Used

@@ -30,6 +30,7 @@ BATCH_ITEMS = 256  # OpenAI takes 2048, llama.cpp and vLLM any number; small bat
 BATCH_BYTES = 256 * 1024  # about 64k tokens; OpenAI takes 300k a request
 MOST_REPLY = 512 * 1024 * 1024
 
+MOST_TOKENS = 2**40  # of one text; more than there are
 MOST_COUNTED = 32  # texts that a server is asked to count one by one
 SPECIAL_TOKENS = 4  # more than any embedding model puts around a text
 
@@ -119,12 +120,15 @@ def _embed_batch(
         if deadline is not None and state.clock.monotonic() >= deadline:
             raise CallTimeout("the time ran out while texts were counted", llm=spec.name, kind="timeout")
     truncate_to = limit if truncate and backend.truncates else None
-    worst = sum(text_upper_bound(text) + SPECIAL_TOKENS for text in batch)
+    most = limit if truncate else MOST_TOKENS  # of one text: what is cut off is not read
+    worst = sum(min(text_upper_bound(text) + SPECIAL_TOKENS, most) for text in batch)
     account = Account(state, spec, record)
     used = Usage(sum(estimate(utf8_length(text)) for text in batch), 0, estimated=True)
     sent = False
     try:
-        yield from account.open(worst, 0, count=lambda: _counted(state, entry, backend, batch, deadline))
+        yield from account.open(
+            worst, 0, count=lambda: _counted(state, entry, backend, batch, most, deadline)
+        )
         request = backend.embed(spec, inputs, entry.endpoint.key, truncate_to=truncate_to)
         yield from account.send()
         sent = True  # from here on the server may be working for us, whatever becomes of this call
@@ -204,9 +208,12 @@ def _shortened(whole: list[int], plain: list[int], limit: int) -> list[int]:
 
 
 def _counted(
-    state: PoolState, entry: Entry, backend: Backend, batch: list[str], deadline: float | None
+    state: PoolState, entry: Entry, backend: Backend, batch: list[str], most: int, deadline: float | None
 ) -> Flow[int | None]:
-    """Tokens of the whole batch as the server counts them, or None where that is not to be had soon."""
+    """Tokens of the whole batch as the server counts them, at most so many of each text.
+
+    None where that is not to be had soon.
+    """
     if len(batch) > MOST_COUNTED:
         return None
     total = 0
@@ -214,7 +221,7 @@ def _counted(
         tokens = yield from _tokens(state, entry, backend, text, deadline, special=True)
         if tokens is None:
             return None
-        total += len(tokens)
+        total += min(len(tokens), most)
     return total
 
 
