@@ -143,6 +143,8 @@ def test_a_command_that_is_ended_settles(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Whoever runs the tests may ignore it, and that is inherited.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     with command:
         wait_chats(server)

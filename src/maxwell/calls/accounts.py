@@ -103,7 +103,10 @@ class Account:
         self.max_tokens = completion
         if not has_budget(self._spec):
             if needs_books(self._spec):
-                self._state.ledger.ready()
+                ledger = self._state.ledger
+                if not ledger.is_open:
+                    yield Aside(ledger.ready)
+                ledger.ready()
             return
         self._prompt = prompt + self._state.margins.get(self._spec.name, 0)
         used = yield from self._reserve()

@@ -14,7 +14,11 @@ running: weakref.WeakSet[Flow[Any]] = weakref.WeakSet()
 
 
 def _leave() -> None:
-    for flow in list(running):
+    while running:
+        try:
+            flow = running.pop()
+        except KeyError:  # the last one has ended meanwhile
+            return
         # One that a thread is inside of cannot be closed; it still waits for its server.
         with contextlib.suppress(ValueError, RuntimeError):
             flow.close()

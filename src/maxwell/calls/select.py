@@ -90,6 +90,7 @@ def learn(
     An old state that allows is used meanwhile. An old one that forbids is waited for only where nothing
     else can be chosen.
     """
+    yield from state.open_books(entries)
     if all(state.is_fresh(entry) for entry in entries):
         return
     ranking = _hopeful(state, entries, request)
@@ -197,6 +198,8 @@ def choose_embedding(state: PoolState, name_or_tag: str | None) -> Flow[Entry]:
         entries = state.embedding_entries(name_or_tag)
     if not entries:
         raise NoEligibleLM("no embedding can be chosen: the registry declares none")
+
+    yield from state.open_books(entries)
 
     def usable(entry: Entry) -> bool:
         return not embedding_problem(state, entry)

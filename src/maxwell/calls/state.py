@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ import msgspec
 
 from maxwell.backends import get_backend
 from maxwell.backends.base import Backend
+from maxwell.calls.effects import Aside, Flow
 from maxwell.clock import Clock
 from maxwell.errors import BudgetExceeded, LedgerError, UnknownName
 from maxwell.health import Endpoint, Health, HealthBook
@@ -195,6 +197,18 @@ class PoolState:
             return True
         forbids = known.state not in SELECTABLE or bool(entry.blocked_by(known)[0])
         return forbids and entry.key_problem is None and not self.health.is_fresh(known)
+
+    def open_books(self, entries: Iterable[Entry]) -> Flow[None]:
+        """Open the ledger if one of `entries` needs it, off the event loop: a lock may have to be waited for.
+
+        What goes wrong is told by whoever looks at the books next.
+        """
+        if not self.ledger.is_open and any(needs_books(entry.spec) for entry in entries):
+            yield Aside(self._try_books)
+
+    def _try_books(self) -> None:
+        with contextlib.suppress(LedgerError):
+            self.ledger.ready()
 
     def budget_problem(self, entry: Entry) -> BudgetExceeded | LedgerError | None:
         """Why the entry's daily budget, or the want of books, forbids any call now."""

@@ -58,6 +58,7 @@ def statuses(state: PoolState, *, refresh: bool = False) -> Flow[list[Status]]:
     ask = [e.endpoint for e in entries if refresh or not state.is_fresh(e)]
     if ask:
         yield from ask_all(ask, state.health, state.clock, anew=refresh)
+    yield from state.open_books(entries)
     now = state.clock.time()
     try:
         books = state.ledger.usage(state.today(now))

@@ -113,14 +113,21 @@ class Database:
         else:
             background.soon(self._write_waiting, RETRY_SECONDS if self._problem else WRITE_SECONDS)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether `ready` has nothing to wait for."""
+        return self._connection is not None and not self._problem
+
     @contextlib.contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
+    def write(self, patience: float | None = None) -> Iterator[sqlite3.Connection]:
         """A transaction in which nobody else writes, from its first statement on: what it checks stays true.
 
-        What waits is written first, because it counts. Raises `LedgerError`.
+        What waits is written first, because it counts. Raises `LedgerError`, also when another process keeps
+        the file locked for longer than `patience` seconds; None = what the database was made with.
         """
         with self._noting(), self._telling():
-            patience = Patience(min(self._seconds, HASTY_SECONDS) if self._problem else self._seconds)
+            longest = self._seconds if patience is None else patience
+            waits = Patience(min(longest, HASTY_SECONDS) if self._problem else longest)
             while True:
                 try:
                     # Let go of between attempts: who only reads must not wait while another process writes.
@@ -128,7 +135,7 @@ class Database:
                         yield db
                         return
                 except Locked as locked:
-                    patience.rest(locked.error)
+                    waits.rest(locked.error)
 
     def read(self, query: str, parameters: Sequence[Any] = ()) -> tuple[list[Any], list[Task]]:
         """A query's rows, and what waits and therefore is not in them. Raises `LedgerError`."""

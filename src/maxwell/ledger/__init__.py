@@ -158,6 +158,10 @@ class Ledger(Protocol):
     written down, and counts at once for whoever asks in this process.
     """
 
+    @property
+    def is_open(self) -> bool:
+        """Whether `ready` has nothing to wait for."""
+
     def ready(self) -> None:
         """Raise `LedgerError` when the books cannot be kept at present; free of cost when they can."""
 

@@ -29,6 +29,11 @@ class MemoryLedger:
         self._books: dict[tuple[date, str], Used] = {}
         self._open: dict[str, OpenHold] = {}
 
+    @property
+    def is_open(self) -> bool:
+        """See `Ledger.is_open`."""
+        return True
+
     def ready(self) -> None:
         """See `Ledger.ready`: they always can."""
 

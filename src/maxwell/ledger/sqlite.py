@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sqlite3
 import uuid
@@ -15,6 +16,7 @@ import msgspec
 from maxwell.clock import Clock
 from maxwell.database.file import Database, Task
 from maxwell.database.owners import Owner, is_alive, this_process
+from maxwell.errors import LedgerError
 from maxwell.ledger import Amount, Hold, Limit, NoRoom, OpenHold, Used
 from maxwell.ledger.projection import Projection, take_over
 from maxwell.ledger.tasks import Booking, Settling, add, settled
@@ -23,6 +25,7 @@ from maxwell.ledger.tasks import Booking, Settling, add, settled
 # thought dead too soon is safe: `send` fails for what was given back, and a late `settle` corrects a charge.
 LEASE_SECONDS = 900.0
 LOOK_SECONDS = 1.0  # owners are looked at this often
+LOOK_PATIENCE = 0.05  # seconds that who only reads waits to end the holds of dead ones
 _KEPT_SECONDS = 2 * 86400.0  # how long a charge may be corrected
 
 _SETTLED = "SELECT name, tokens, nanousd, 0, 0, estimated, calls FROM day WHERE day = ?"
@@ -64,6 +67,11 @@ class SQLiteLedger:
         self.database.before_close.append(self._projection.write)
         self._looked = -LOOK_SECONDS
 
+    @property
+    def is_open(self) -> bool:
+        """See `Ledger.is_open`."""
+        return self.database.is_open
+
     def ready(self) -> None:
         """See `Ledger.ready`."""
         self.database.ready()
@@ -71,13 +79,19 @@ class SQLiteLedger:
     def reserve(self, name: str, day: date, amount: Amount, limit: Limit) -> Hold:
         """See `Ledger.reserve`. Where there is no room, what dead owners hold is set free first."""
         hold = Hold(uuid.uuid4().hex, name, day, amount)
-        with self.database.write() as db:
-            used = _used(db, hold)
-            if not used.has_room(amount, limit) and self._expire(db):
+        try:
+            with self.database.write() as db:
                 used = _used(db, hold)
-            has_room = used.has_room(amount, limit)
-            if has_room:
-                _insert(db, hold, self._clock.time())
+                if not used.has_room(amount, limit) and self._expire(db):
+                    used = _used(db, hold)
+                has_room = used.has_room(amount, limit)
+                if has_room:
+                    _insert(db, hold, self._clock.time())
+        except LedgerError:
+            raise
+        except BaseException:  # Ctrl-C, which may come when it is written already
+            self.release(hold)
+            raise
         if not has_room:
             raise NoRoom(used)
         return hold
@@ -172,7 +186,8 @@ class SQLiteLedger:
         self._looked = now
         rows, _ = self.database.read(_OWNERS)
         if self._dead(rows):
-            with self.database.write() as db:
+            # Where others write all the time, what the dead hold counts for another second.
+            with contextlib.suppress(LedgerError), self.database.write(LOOK_PATIENCE) as db:
                 self._expire(db)
 
     def _dead(self, rows: Sequence[Any]) -> list[tuple[Owner, float]]:
