@@ -125,8 +125,8 @@ def arrived(before: Arrivals, tokens: float, seconds: float, now: float) -> Arri
     """After a first token that came `seconds` after a prompt with so many tokens to read."""
     o, x = before.overhead, before.per_token
     expected = max(o + tokens * x, 1e-6)
-    # An arrival is noisy in proportion to its time, and which is that where the two disagree? Between both.
-    noise = NOISE * min(seconds, max(expected, seconds / 3)) ** 2 + JITTER**2
+    # Noise is a share of the expected time. But where it took far longer, that was too short a time.
+    noise = NOISE * max(expected, seconds / 3) ** 2 + JITTER**2
     vo, vx, c = _grown(before, now)
     sigma = math.sqrt(vo + 2 * c * tokens + vx * tokens**2 + noise)
     strange, nearest = _strange(before, seconds - expected, sigma, math.log(seconds / expected))
@@ -202,8 +202,8 @@ class Mean(Struct, frozen=True, gc=False):
         return Mean(self.mean + (value - self.mean) / weight, weight, self.seen + 1)
 
     def shrunk(self, assumed: float) -> float:
-        """The mean, drawn to what was assumed while few observations stand against it."""
-        return (PRIOR_CALLS * assumed + self.weight * self.mean) / (PRIOR_CALLS + self.weight)
+        """The mean, drawn to what was assumed as long as few observations stand against it."""
+        return (PRIOR_CALLS * assumed + self.seen * self.mean) / (PRIOR_CALLS + self.seen)
 
 
 def _drift(at: float, now: float) -> float:

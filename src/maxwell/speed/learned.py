@@ -191,7 +191,7 @@ def learn(learned: Learned, sample: Sample, spec: LLMSpec, now: float) -> Learne
     if reading is not None:
         prefill = _told_prefill(learned, reading, spec, now)
         overhead = _told_overhead(learned, reading, sample, now)
-    elif not (whole or sample.queued or sample.hidden_tokens or (sample.cut and prefill is not None)):
+    elif not (whole or sample.queued or sample.hidden_tokens or (sample.cut and _is_told(learned))):
         # A server that measures tells nothing when a reply is cut; its earlier figures are still the best.
         arrivals = _arrivals(learned, sample, spec, now)
     return Learned(
@@ -233,8 +233,9 @@ def _speed(learned: Learned, spec: LLMSpec) -> float:
 
 def _is_told(learned: Learned) -> bool:
     """Whether the server's own figures are the latest there are: another server may stand there by now."""
-    prefill, arrivals = learned.prefill, learned.arrivals
-    return prefill is not None and (arrivals is None or arrivals.at <= prefill.at)
+    arrivals = learned.arrivals
+    told = [rate.at for rate in (learned.prefill, learned.overhead) if rate is not None]
+    return bool(told) and (arrivals is None or arrivals.at <= max(told))
 
 
 def _prefill(learned: Learned, spec: LLMSpec) -> float:
@@ -295,11 +296,8 @@ def _by_arrival(sample: Sample) -> tuple[float, float] | None:
 
 def _by_remainder(learned: Learned, sample: Sample, spec: LLMSpec) -> tuple[float, float] | None:
     """The same for a reply that came in one piece: what reading is not expected to have taken."""
-    fresh, total, count = (
-        fresh_tokens(sample),
-        seconds(sample.total_seconds),
-        tokens(sample.completion_tokens),
-    )
+    fresh, total = fresh_tokens(sample), seconds(sample.total_seconds)
+    count = tokens(sample.completion_tokens)
     if fresh is None or total is None or count is None or sample.queued:
         return None
     left = total - _first_token(learned, spec, fresh)
@@ -337,7 +335,9 @@ def _arrivals(learned: Learned, sample: Sample, spec: LLMSpec, now: float) -> Ar
     before = learned.arrivals or assumed(LIKELY_OVERHEAD, 1.0 / _sane(_prefill(learned, spec)))
     if first is None and silent is not None and silent > before.seconds(fresh):
         first = silent
-    return learned.arrivals if first is None else arrived(before, fresh, first, now)
+    if first is None or fresh > MOST_SPEED * first:
+        return learned.arrivals
+    return arrived(before, fresh, first, now)
 
 
 # --- cold starts

@@ -11,7 +11,8 @@ MOST_TOKENS = 100_000_000
 LEAST_WRITTEN = 8  # tokens of a reply from which its speed is measured
 LEAST_WRITING = 0.05  # seconds of it
 LEAST_READ = 32  # tokens of a prompt from which its speed is measured; fewer cost one pass of the model
-WHOLE = 16.0  # so many times faster than believed, a reply was held back on its way and came in one piece
+# So many times faster than believed, and in that share of the call: a reply was held back on its way.
+WHOLE, WHOLE_SHARE = 16.0, 0.1
 
 
 class Sample(Struct, frozen=True, kw_only=True):
@@ -20,11 +21,11 @@ class Sample(Struct, frozen=True, kw_only=True):
     Attributes:
         total_seconds: From sending to the last byte, or to the cut.
         first_token_seconds: From sending to the first token of the reply, reasoning included.
-        prompt_tokens: Tokens of the prompt, cached ones included, as the server counted them.
+        prompt_tokens: Tokens of the prompt, cached ones included.
         cached_tokens: How many of them came from the server's cache.
-        completion_tokens: Tokens of the reply, reasoning included: the server's count, or what was seen.
+        completion_tokens: Tokens of the reply, reasoning included.
         hidden_tokens: How many of those were generated out of sight, before the first that was seen.
-        estimated: The server counted nothing; `completion_tokens` is our own count.
+        estimated: The server counted nothing; the token counts are our own.
         server_prompt_tokens: Prompt tokens that the server's own prefill speed is about.
         server_prompt_speed: That speed, in tokens per second.
         server_completion_tokens: Tokens that the server's own generation speed is about.
@@ -116,11 +117,14 @@ def seen_writing(sample: Sample) -> tuple[float, float] | None:
     first, total, count = first_seconds(sample), sample.total_seconds, tokens(sample.completion_tokens)
     if first is None or total is None or count is None:
         return None
-    seen = count - max(sample.hidden_tokens, 0)
-    return (seen - 1.0, total - first) if seen >= LEAST_WRITTEN else None
+    if not 0 <= sample.hidden_tokens <= count - LEAST_WRITTEN:
+        return None
+    return count - sample.hidden_tokens - 1.0, total - first
 
 
 def came_whole(sample: Sample, speed: float) -> bool:
     """Whether the reply came in one piece, so that its first token arrived with its last."""
-    writing = seen_writing(sample)
-    return writing is not None and writing[0] > WHOLE * speed * writing[1]
+    writing, total = seen_writing(sample), sample.total_seconds
+    if writing is None or total is None:
+        return False
+    return writing[1] < WHOLE_SHARE * total and writing[0] > WHOLE * speed * writing[1]

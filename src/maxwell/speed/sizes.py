@@ -45,7 +45,7 @@ def with_prompt(text: Text, sample: Sample) -> Text:
     size, count = tokens(sample.prompt_bytes), tokens(sample.prompt_tokens)
     if size is None or count is None or size < LEAST_TEXT or sample.estimated:
         return text
-    count -= MESSAGE_TOKENS * max(sample.messages, 1) + REPLY_TOKENS
+    count -= MESSAGE_TOKENS * (tokens(sample.messages) or 1.0) + REPLY_TOKENS
     if count <= 0.0 or not LEAST_BYTES <= size / count <= MOST_BYTES:
         return text
     part = min(MOST_TEXT / count, 1.0)
