@@ -397,3 +397,13 @@ gc.disable()
 assert used(books).tokens == 4 * 600, used(books)
 """
     run(script, home)
+
+
+def test_who_looks_while_others_write_does_not_take_it_for_a_fault(home: Path, programs: Programs) -> None:
+    ledger, other = programs(), programs()
+    kill_owner(home, take(ledger, 60))
+    with other.database.write():
+        assert used(ledger) == held(60)
+        ledger.ready()
+    programs.clock.advance(2)
+    assert used(ledger) == Used()

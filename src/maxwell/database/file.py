@@ -123,9 +123,10 @@ class Database:
         """A transaction in which nobody else writes, from its first statement on: what it checks stays true.
 
         What waits is written first, because it counts. Raises `LedgerError`, also when another process keeps
-        the file locked for longer than `patience` seconds; None = what the database was made with.
+        the file locked for longer than `patience` seconds; None = what the database was made with. Who has
+        less patience than that learns nothing of the file: others write, and that is all.
         """
-        with self._noting(), self._telling():
+        with self._noting() if patience is None else contextlib.nullcontext(), self._telling():
             longest = self._seconds if patience is None else patience
             waits = Patience(min(longest, HASTY_SECONDS) if self._problem else longest)
             while True:
