@@ -8,7 +8,7 @@ import pytest
 
 import maxwell
 
-pytest_plugins = ["maxwell.testing.fixtures"]
+pytest_plugins = ["maxwell.testing.fixtures", "ledger_fixtures"]
 
 SOURCE = Path(maxwell.__file__).resolve().parents[1]
 PROXIES = {"http_proxy", "https_proxy", "all_proxy", "no_proxy", "ftp_proxy"}

@@ -20,11 +20,6 @@ Harm = Callable[[Path], None]
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "maxwell"
-
-
-@pytest.fixture
 def file(home: Path) -> Path:
     """A sound database of many pages, without anything beside it."""
     database = make(home)

@@ -40,11 +40,6 @@ can_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "maxwell"
-
-
 # --- writing and reading
 
 

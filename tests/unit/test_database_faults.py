@@ -35,11 +35,6 @@ from maxwell.errors import LedgerError
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "maxwell"
-
-
-@pytest.fixture
 def open_home() -> Iterator[Path]:
     """A directory that other users may enter, unlike pytest's."""
     place = Path(tempfile.mkdtemp())

@@ -44,17 +44,6 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
         yield store
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "maxwell"
-
-
-@pytest.fixture
-def programs(home: Path) -> Iterator[Programs]:
-    with closing(Programs(home)) as several:
-        yield several
-
-
 # --- amounts
 
 

@@ -8,9 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -41,17 +39,6 @@ from maxwell.ledger.sqlite import SQLiteLedger
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 can_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "maxwell"
-
-
-@pytest.fixture
-def programs(home: Path) -> Iterator[Programs]:
-    with closing(Programs(home)) as several:
-        yield several
 
 
 def assert_whole(home: Path) -> None:

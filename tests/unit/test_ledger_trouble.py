@@ -6,7 +6,6 @@ import contextlib
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -38,18 +37,6 @@ from maxwell.database.owners import Owner, this_process
 from maxwell.ledger import Amount, LedgerError, NoRoom, Used
 from maxwell.ledger.sqlite import LEASE_SECONDS, SQLiteLedger
 from maxwell.testing.clock import FakeClock
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "maxwell"
-
-
-@pytest.fixture
-def programs(home: Path) -> Iterator[Programs]:
-    with closing(Programs(home)) as several:
-        yield several
-
 
 # --- owners that died
 

@@ -6,7 +6,6 @@ import os
 import sqlite3
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -34,19 +33,8 @@ from maxwell.ledger.sqlite import SQLiteLedger
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "maxwell"
-
-
-@pytest.fixture
 def file(home: Path) -> Path:
     return home / "llm_usage.json"
-
-
-@pytest.fixture
-def programs(home: Path) -> Iterator[Programs]:
-    with closing(Programs(home)) as several:
-        yield several
 
 
 def litter(home: Path) -> list[str]:

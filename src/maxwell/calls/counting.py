@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from maxwell.backends.base import Backend
-from maxwell.calls.effects import Flow, Limits, TransportError
+from maxwell.calls.effects import Flow, Limits, T, TransportError
 from maxwell.calls.probe import fetch
 from maxwell.calls.state import Entry
 from maxwell.registry.specs import LLMSpec
-from maxwell.types import ChatCall
+from maxwell.types import ChatCall, HTTPRequest
 
 COUNT_LIMITS = Limits(connect=2.0, first_byte=10.0, idle=10.0, total=30.0)
 
@@ -17,13 +19,7 @@ def text_tokens(
 ) -> Flow[list[int] | None]:
     """Token ids of `text`, with those the model puts around a text when `special`."""
     request = backend.tokenize(entry.spec, text, entry.endpoint.key, add_special=special)
-    if request is None:
-        return None
-    try:
-        status, _, body = yield from fetch(request, limits)
-        return backend.decode_tokens(body) if status == 200 else None
-    except (TransportError, ValueError):
-        return None
+    return (yield from _asked(request, limits, backend.decode_tokens))
 
 
 def chat_tokens(
@@ -34,10 +30,14 @@ def chat_tokens(
     if chat.tools:  # the counting routes do not take them
         return None
     request = backend.count_chat(entry.spec, chat.messages, entry.endpoint.key)
+    return (yield from _asked(request, limits, backend.decode_count))
+
+
+def _asked(request: HTTPRequest | None, limits: Limits, decode: Callable[[bytes], T]) -> Flow[T | None]:
     if request is None:
         return None
     try:
         status, _, body = yield from fetch(request, limits)
-        return backend.decode_count(body) if status == 200 else None
+        return decode(body) if status == 200 else None
     except (TransportError, ValueError):
         return None
