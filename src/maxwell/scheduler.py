@@ -17,13 +17,11 @@ from typing import Literal
 from msgspec import Struct
 
 from maxwell.amounts import duration, money, one_line
-from maxwell.registry.specs import LLMSpec
-from maxwell.tokens import BYTES_PER_TOKEN
+from maxwell.registry.specs import PREFILL_FACTOR, LLMSpec
+from maxwell.tokens import BYTES_PER_TOKEN, DEFAULT_COMPLETION
 from maxwell.types import HealthState, Requirements
 
-DEFAULT_COMPLETION = 512  # assumed completion where the caller names none, in tokens
 LEAST_COMPLETION = 64  # the assumed completion shrinks to this before "nothing fits" is said
-PREFILL_FACTOR = 20.0  # prompt is read about this much faster than text is generated, unless declared
 IDEAL_UTILIZATION = 0.7
 MAX_WEIGHT = 10.0
 

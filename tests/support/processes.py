@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
+
+import pytest
+
+can_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
 
 SOON = 20.0  # seconds; a child that has not ended by then hangs
 

@@ -61,6 +61,7 @@ class Unwritable(MemoryLedger):
     def refuse(self, *args: object, **more: object) -> Any:
         raise LedgerError("the disk is full")
 
+    is_open = False
     ready = reserve = send = usage = refuse
 
 

@@ -29,15 +29,13 @@ from databases import (
     write,
     written,
 )
+from processes import can_fork, on_linux
 
 from maxwell.database.file import Database
 from maxwell.errors import LedgerError
 
 # Newer Pythons warn that a fork copies one thread only; that this does no harm is what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
-can_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
 
 
 # --- writing and reading

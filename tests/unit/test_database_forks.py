@@ -30,7 +30,7 @@ from databases import (
     write,
     written,
 )
-from processes import ended, fork
+from processes import can_fork, ended, fork, on_linux
 
 from maxwell.clock import SystemClock
 from maxwell.database.file import Database
@@ -42,9 +42,6 @@ MONDAY = date(2026, 1, 12)
 
 # Newer Pythons warn that a fork copies one thread only; that this does no harm is what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
-can_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
 
 
 # --- forks

@@ -29,7 +29,7 @@ from ledgers import (
     use,
     used,
 )
-from processes import ended, fork
+from processes import can_fork, ended, fork
 
 from maxwell.clock import SystemClock
 from maxwell.ledger import Amount, NoRoom, Used
@@ -37,8 +37,6 @@ from maxwell.ledger.sqlite import SQLiteLedger
 
 # Newer Pythons warn that a fork copies one thread only; that this does no harm is what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
-can_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 
 def assert_whole(home: Path) -> None:

@@ -11,12 +11,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from maxwell import scheduler
-from maxwell.registry.specs import Capabilities, LLMSpec
+from maxwell.registry.specs import PREFILL_FACTOR, Capabilities, LLMSpec
+from maxwell.scheduler import Candidate, Request, decide
 from maxwell.speed import Learned, Sample, Speeds, from_json, learn, speeds_of, to_json
 from maxwell.speed.filters import DRIFT_A_CALL, MOST_SIGMAS, NOISE
-from maxwell.speed.learned import LIKELY_OVERHEAD, LIKELY_PROMPT, PREFILL_FACTOR
-from maxwell.speed.sizes import LIKELY_COMPLETION, MOST_KEY, MOST_KEYS
+from maxwell.speed.learned import LIKELY_OVERHEAD, LIKELY_PROMPT
+from maxwell.speed.sizes import MOST_KEY, MOST_KEYS
+from maxwell.types import Requirements
 
 NOON = 1_800_000_000.0
 quick = settings(deadline=None, max_examples=100)
@@ -116,8 +117,12 @@ def test_unobserved_is_what_is_declared() -> None:
 
 
 def test_it_assumes_what_the_scheduler_assumes() -> None:
-    assert PREFILL_FACTOR == scheduler.PREFILL_FACTOR
-    assert LIKELY_COMPLETION == scheduler.DEFAULT_COMPLETION
+    candidate = Candidate(spec=llm())
+    request = Request(needs=Requirements(), prompt_bytes=4)
+    [best] = decide([candidate], request).ranked
+    speeds = speeds_of(Learned(), llm())
+    assert (speeds.speed, speeds.prefill) == (candidate.speed, candidate.prefill)
+    assert speeds.completion == best.completion_tokens
 
 
 def test_an_undeclared_prefill_follows_the_generation_that_was_observed() -> None:

@@ -18,11 +18,11 @@ from maxwell.errors import BudgetExceeded
 from maxwell.ledger import NANO, Amount, Hold, NoRoom, Used
 from maxwell.receipts.record import Record
 from maxwell.registry.specs import LLMSpec, Spec
+from maxwell.scheduler import LEAST_COMPLETION
 from maxwell.types import Usage
 
 log = logging.getLogger("maxwell")
 
-LEAST_COMPLETION = 64  # a shrunken completion below this is of no use to anybody
 EXACT_MARGIN = 8  # tokens that a server may add to a prompt it has counted itself
 PRICE_TOLERANCE = 0.05  # a server's own price may differ by this share before it is worth a word
 UNSEEN_SECONDS = 2.0  # a server may go on generating for so long before it notices that nobody listens
@@ -102,11 +102,8 @@ class Account:
         """
         self.max_tokens = completion
         if not has_budget(self._spec):
-            if needs_books(self._spec):
-                ledger = self._state.ledger
-                if not ledger.is_open:
-                    yield Aside(ledger.ready)
-                ledger.ready()
+            if needs_books(self._spec) and not self._state.ledger.is_open:
+                yield Aside(self._state.ledger.ready)
             return
         self._prompt = prompt + self._state.margins.get(self._spec.name, 0)
         used = yield from self._reserve()

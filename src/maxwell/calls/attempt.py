@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from maxwell.backends.base import Backend
-from maxwell.calls.accounts import LEAST_COMPLETION, Account
+from maxwell.calls.accounts import Account
 from maxwell.calls.counting import COUNT_LIMITS, chat_tokens
 from maxwell.calls.effects import Close, Exchange, Flow, Limits, Send, TransportError
 from maxwell.calls.failures import broken, error_body, refusal, transport_failure
@@ -17,6 +17,7 @@ from maxwell.calls.state import Entry, PoolState, has_budget
 from maxwell.errors import BackendError, StatusError
 from maxwell.receipts.record import Record
 from maxwell.registry.specs import LLMSpec, Spec
+from maxwell.scheduler import LEAST_COMPLETION
 from maxwell.tokens import BYTES_PER_TOKEN, measure, upper_bound
 from maxwell.types import ChatCall, Completion, HTTPRequest
 

@@ -23,6 +23,7 @@ from datetime import date
 from typing import Literal, Protocol
 
 from msgspec import Struct
+from msgspec.structs import astuple
 
 from maxwell.database.owners import Owner
 from maxwell.errors import LedgerError
@@ -98,18 +99,7 @@ class Used(Struct, frozen=True):
         return limit.nanousd is None or self.nanousd + self.held_nanousd + amount.nanousd <= limit.nanousd
 
     def __add__(self, other: Used) -> Used:
-        return Used(*(a + b for a, b in zip(_fields(self), _fields(other), strict=True)))
-
-
-def _fields(used: Used) -> tuple[int, ...]:
-    return (
-        used.tokens,
-        used.nanousd,
-        used.held_tokens,
-        used.held_nanousd,
-        used.estimated_tokens,
-        used.calls,
-    )
+        return Used(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 class Hold(Struct, frozen=True):

@@ -30,6 +30,9 @@ _KEPT_SECONDS = 2 * 86400.0  # how long a charge may be corrected
 
 _SETTLED = "SELECT name, tokens, nanousd, 0, 0, estimated, calls FROM day WHERE day = ?"
 _HELD = "SELECT name, tokens, nanousd FROM hold WHERE day = ? AND state != 'expired'"
+_HISTORY = """
+SELECT day, name, tokens, nanousd, 0, 0, estimated, calls FROM day WHERE day >= ? ORDER BY day, name
+"""
 _OPEN = """
 SELECT id, name, day, tokens, nanousd, state, since, pid, started, boot, place
 FROM hold WHERE state != 'expired' ORDER BY since, id
@@ -114,8 +117,7 @@ class SQLiteLedger:
 
     def book(self, name: str, day: date, amount: Amount, *, estimated: bool = False) -> None:
         """See `Ledger.book`."""
-        booked = Booking.of(name, day, amount, estimated)
-        self._later((name, day), booked)
+        self._later((name, day), Booking(name, day, settled(amount, estimated)))
 
     def _later(self, key: object, task: Booking | Settling) -> None:
         self.database.later(key, task)
@@ -140,14 +142,10 @@ class SQLiteLedger:
     def history(self, since: date) -> dict[date, dict[str, Used]]:
         """See `Ledger.history`."""
         self.database.flush()
-        rows, _ = self.database.read(
-            "SELECT day, name, tokens, nanousd, estimated, calls FROM day WHERE day >= ? ORDER BY day, name",
-            (since.isoformat(),),
-        )
+        rows, _ = self.database.read(_HISTORY, (since.isoformat(),))
         books: dict[date, dict[str, Used]] = {}
-        for day, name, tokens, nanousd, estimated, calls in rows:
-            used = Used(tokens, nanousd, 0, 0, estimated, calls)
-            books.setdefault(date.fromisoformat(day), {})[name] = used
+        for day, name, *amounts in rows:
+            books.setdefault(date.fromisoformat(day), {})[name] = Used(*amounts)
         return books
 
     def holds(self) -> Sequence[OpenHold]:

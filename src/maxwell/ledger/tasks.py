@@ -33,11 +33,6 @@ class Booking(Struct, frozen=True):
     day: date
     change: Used
 
-    @classmethod
-    def of(cls, name: str, day: date, amount: Amount, estimated: bool) -> Booking:
-        """What one call used."""
-        return cls(name, day, settled(amount, estimated))
-
     def effect(self, db: sqlite3.Connection) -> Used:
         """What it will do to that day's books."""
         return self.change

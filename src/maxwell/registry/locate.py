@@ -39,8 +39,8 @@ def maxwell_home(environ: Mapping[str, str], home: Path | None = None) -> Path:
         home: The user's home directory; the process's when None.
     """
     named = environ.get("MAXWELL_HOME")
-    if named and not named.startswith("~") and home is None:
-        home = Path()  # not needed: who names a place need not have a home
+    if named and not named.startswith("~"):  # who names a place need not have a home
+        return Path.cwd() / named
     user = home if home is not None else Path.home()
     return _absolute(named, Path.cwd(), user) if named else user / ".maxwell"
 

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from maxwell.registry.specs import LLMSpec
+from maxwell.registry.specs import PREFILL_FACTOR, LLMSpec
 from maxwell.speed.filters import (
     JITTER,
     NOISE,
@@ -48,7 +48,6 @@ from maxwell.speed.sizes import (
 )
 
 # What is assumed of an entry before anything was observed.
-PREFILL_FACTOR = 20.0  # a prompt is read about this much faster than text is generated, unless declared
 LIKELY_PROMPT = 500  # tokens of a prompt
 LIKELY_OVERHEAD = 0.1  # seconds; only where learning begins: unobserved, none is predicted
 LIKELY_LOAD = 30.0  # seconds from loading to ready

@@ -7,9 +7,7 @@ from msgspec import Struct
 from maxwell.registry.specs import LLMSpec
 from maxwell.speed.filters import MEMORY, Amount, Count, Mean
 from maxwell.speed.sample import Sample, tokens
-from maxwell.tokens import BYTES_PER_TOKEN
-
-LIKELY_COMPLETION = 512  # tokens of a reply, before any was seen
+from maxwell.tokens import BYTES_PER_TOKEN, DEFAULT_COMPLETION
 
 LEAST_TEXT = 200  # bytes of a prompt from which bytes per token are learned
 MOST_TEXT = 500.0  # one prompt counts as no more tokens than this
@@ -54,7 +52,7 @@ def with_prompt(text: Text, sample: Sample) -> Text:
 
 def assumed_length(spec: LLMSpec) -> float:
     """Tokens of a reply, before any was seen."""
-    return min(LIKELY_COMPLETION, spec.capabilities.max_tokens)
+    return min(DEFAULT_COMPLETION, spec.capabilities.max_tokens)
 
 
 def possible_length(sample: Sample, spec: LLMSpec) -> float | None:
