@@ -1,7 +1,8 @@
 """How long a decision takes with 10, 100 and 1,000 LLMs, in microseconds.
 
 Goals: 20 us, 150 us, 1.5 ms. The bound beside it is the bare formula: one pass that computes the score and
-keeps the best, with no eligibility, no reasons and no ranking. LiteLLM's Router joins when it is installed.
+keeps the best, with no eligibility, no reasons and no ranking. "In use" has requests at half of the servers,
+and something learned of each LLM. LiteLLM's Router joins when it is installed.
 
 Run: python benchmarks/bench_decision.py
 """
@@ -15,10 +16,11 @@ from functools import partial
 
 from maxwell.calls.state import PoolState
 from maxwell.clock import SystemClock
+from maxwell.decision import Candidate, Request
 from maxwell.health import Health, HealthBook
 from maxwell.ledger.memory import MemoryLedger
 from maxwell.registry.specs import Capabilities, LLMSpec, Registry
-from maxwell.scheduler import Candidate, Request, decide
+from maxwell.scheduler import decide
 from maxwell.types import Requirements
 from tables import Spread, options, ratio, repeat, show
 
@@ -46,6 +48,21 @@ def specs(count: int) -> list[LLMSpec]:
             cost_per_1k_tokens=0.001 * (i % 5),
         )
         for i in range(count)
+    ]
+
+
+def in_use(found: Sequence[LLMSpec]) -> list[Candidate]:
+    """Candidates that others call, too: half of them have requests, some more than slots."""
+    return [
+        Candidate(
+            spec=spec,
+            index=i,
+            in_flight=float(i % 5) if i % 2 else 0.0,
+            slots=2,
+            overhead=0.1,
+            completion=200.0,
+        )
+        for i, spec in enumerate(found)
     ]
 
 
@@ -118,6 +135,7 @@ def main() -> None:
     for count, goal in GOALS.items():
         found = specs(count)
         candidates = [Candidate(spec=spec, index=i) for i, spec in enumerate(found)]
+        busy = in_use(found)
         state = pool(found)
         inner = max(1, 2000 // count)
         bound = microseconds(partial(bare_formula, candidates, 1000, 512, 1.0), rounds, inner)
@@ -125,7 +143,10 @@ def main() -> None:
             ("fastest (no prompt)", partial(decide, candidates, FASTEST)),
             ("scored by prompt", partial(decide, candidates, SCORED)),
             ("scored, three requirements", partial(decide, candidates, PICKY)),
-            ("the same as scored, health and budgets looked up", partial(state.decide, SCORED)),
+            ("fastest, in use", partial(decide, busy, FASTEST)),
+            ("scored, in use", partial(decide, busy, SCORED)),
+            ("scored, three requirements, in use", partial(decide, busy, PICKY)),
+            ("the same as scored, health, load and budgets looked up", partial(state.decide, SCORED)),
         ]
         router = litellm_router(count)
         if router is not None:

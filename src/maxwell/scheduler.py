@@ -6,188 +6,46 @@ Score (the specification's formula):
 
 with monetary_cost in mills ($0.001) for this request, time_seconds until the last token and
 utilization_bonus = 1 - |(prompt + completion) / context - 0.7|. A weight is therefore mills per second.
+
+With what is known of the moment (see `queueing`)
+
+    time_seconds = slowdown * (queue_wait + ready_in + overhead + prompt / prefill + reply / speed)
+                 + occupancy
+
+which is the specification's prompt / prefill + completion / speed for servers idle and not measured yet.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
-from msgspec import Struct
+from msgspec.structs import replace
 
-from maxwell.amounts import duration, money, one_line
-from maxwell.registry.specs import PREFILL_FACTOR, LLMSpec
-from maxwell.tokens import BYTES_PER_TOKEN, DEFAULT_COMPLETION
+from maxwell.decision import Candidate, Decision, Reason, Rejected, Request, Scored
+from maxwell.queueing import (
+    FRESH_COUNT_SECONDS,
+    OLD_COUNT_SECONDS,
+    occupancy,
+    two_of,
+    utilization,
+)
+from maxwell.registry.specs import LLMSpec
+from maxwell.tokens import DEFAULT_COMPLETION
 from maxwell.types import HealthState, Requirements
 
 LEAST_COMPLETION = 64  # the assumed completion shrinks to this before "nothing fits" is said
 IDEAL_UTILIZATION = 0.7
 MAX_WEIGHT = 10.0
 
-Reason = Literal[
-    "vision",
-    "reasoning",
-    "code_specialized",
-    "tools",
-    "grammar",
-    "tags",
-    "tier",
-    "min_context",
-    "min_speed",
-    "max_completion",
-    "context",
-    "budget",
-    "budget_unknown",
-    "key",
-    "model_missing",
-    "loading",
-    "rate_limited",
-    "misconfigured",
-    "down",
-]
-
-# The states a call may be sent to. A sleeping server wakes at the first request; a loading one refuses it.
+# The states a call may be sent to at once. A sleeping server wakes at the first request.
 SELECTABLE: frozenset[HealthState] = frozenset(("up", "asleep"))
+# The states that end by themselves: such a server may be chosen where its `ready_in` is foreseeable.
+PASSING: frozenset[HealthState] = frozenset(("loading", "rate_limited"))
+MOST_RATE_LIMIT = 60.0  # seconds; a longer rate limit is not waited for
 
-
-class Candidate(Struct, kw_only=True):
-    """One LLM as it stands at the moment of choosing.
-
-    Attributes:
-        spec: The declared entry.
-        index: Its place in the registry.
-        state: Health of its endpoint.
-        detail: What the health check or the last call said, for messages.
-        blocked: Why it cannot be used whatever its state ("key", "model_missing" or
-            "budget_unknown"), or None.
-        context: Usable context in tokens: the declared one, or the server's per-slot one when smaller.
-        speed: Generation speed in tokens per second, measured once known, else declared.
-        prefill: Prompt speed in tokens per second.
-        queue_wait: Predicted wait for a free slot, in seconds.
-        bytes_per_token: Learned ratio of this model's tokenizer.
-        tokens_left: What today's token budget has left; None = unlimited.
-        usd_left: What today's money budget has left; None = unlimited.
-        resets_in: Seconds until the budgets start anew.
-        honours_grammar: Whether its backend obeys a grammar.
-    """
-
-    spec: LLMSpec
-    index: int = 0
-    state: HealthState = "up"
-    detail: str = ""
-    blocked: Reason | None = None
-    context: int = 0
-    speed: float = 0.0
-    prefill: float = 0.0
-    queue_wait: float = 0.0
-    bytes_per_token: float = BYTES_PER_TOKEN
-    tokens_left: int | None = None
-    usd_left: float | None = None
-    resets_in: float = 0.0
-    honours_grammar: bool = True
-
-    def __post_init__(self) -> None:
-        can = self.spec.capabilities
-        self.context = self.context or can.max_context
-        self.speed = self.speed or can.speed_tokens_per_sec
-        self.prefill = self.prefill or can.prefill_tokens_per_sec or PREFILL_FACTOR * self.speed
-
-
-class Request(Struct, frozen=True, kw_only=True):
-    """What is to be chosen for.
-
-    Attributes:
-        needs: The caller's requirements.
-        prompt_bytes: Size of the prompt in UTF-8 bytes; None = no prompt given, choose the fastest.
-        prompt_tokens: Exact prompt tokens by entry name, where a server has counted them.
-        bytes_per_token: What those counts came to; the better guess for everyone else. None = no counts.
-        extra_tokens: Prompt tokens besides the text (images, template).
-        by_speed: Rank by speed although the prompt is known, which then only has to fit.
-        grammar: Whether the text must obey a grammar.
-    """
-
-    needs: Requirements
-    prompt_bytes: int | None = None
-    prompt_tokens: Mapping[str, int] = {}
-    bytes_per_token: float | None = None
-    extra_tokens: int = 0
-    by_speed: bool = False
-    grammar: bool = False
-
-
-class Scored(Struct, frozen=True, gc=False):
-    """An eligible LLM with every term of its score.
-
-    Attributes:
-        spec: The entry.
-        prompt_tokens: Expected prompt, in tokens; 0 when no prompt was given.
-        completion_tokens: Expected completion, in tokens; 0 when no prompt was given.
-        mills: Price of the request in mills ($0.001).
-        seconds: Time until the last token.
-        utilization_bonus: 1 - |utilization - 0.7|.
-        score: Higher is better; generation speed where no prompt was given.
-        queue_wait: Part of `seconds` spent waiting for a slot.
-        speed: Generation speed used, in tokens per second.
-        context: Usable context, in tokens.
-    """
-
-    spec: LLMSpec
-    prompt_tokens: int
-    completion_tokens: int
-    mills: float
-    seconds: float
-    utilization_bonus: float
-    score: float
-    queue_wait: float
-    speed: float
-    context: int
-
-
-class Rejected(Struct, frozen=True, gc=False):
-    """An LLM that may not be chosen, and why.
-
-    Attributes:
-        spec: The entry.
-        reason: The first requirement it fails.
-        need: What was asked, where the reason is a number.
-        have: What the entry has, where the reason is a number.
-        note: Further words: the health check's, the missing tags, the budget's unit.
-        resets_in: Seconds until the budget starts anew, where the reason is "budget".
-    """
-
-    spec: LLMSpec
-    reason: Reason
-    need: float = 0.0
-    have: float = 0.0
-    note: str = ""
-    resets_in: float = 0.0
-
-    @property
-    def detail(self) -> str:
-        """The reason in words."""
-        return describe(self)
-
-
-class Decision(Struct, frozen=True, kw_only=True):
-    """What was chosen and why.
-
-    Attributes:
-        ranked: Eligible LLMs, best first.
-        rejected: All others, in registry order.
-        request: What was asked.
-        by: "score" (a prompt was given), "speed" (none was) or "name" (the caller named it).
-    """
-
-    ranked: tuple[Scored, ...]
-    rejected: tuple[Rejected, ...]
-    request: Request
-    by: Literal["score", "speed", "name"]
-
-    @property
-    def chosen(self) -> Scored | None:
-        """The best one, or None when nothing is eligible."""
-        return self.ranked[0] if self.ranked else None
+_Eligible = tuple[float, float, int, Scored]  # what is sorted by, the index last, and what is sorted
 
 
 def check_weight(weight: float) -> None:
@@ -198,47 +56,138 @@ def check_weight(weight: float) -> None:
         )
 
 
-def decide(candidates: Sequence[Candidate], request: Request, *, named: bool = False) -> Decision:
+def decide(
+    candidates: Sequence[Candidate],
+    request: Request,
+    *,
+    named: bool = False,
+    draws: tuple[float, float] | None = None,
+) -> Decision:
     """Rank `candidates` for `request`.
 
     Where no completion length was asked and the assumed one fits nowhere, it is shrunk once to 64 tokens.
+    Those that are failing are left out as long as there is another one.
+
+    Args:
+        candidates: Who could do it, as they stand.
+        request: What is to be done.
+        named: Whether the caller named the only candidate.
+        draws: Two random numbers in [0, 1), for servers that others send work to unseen.
 
     Raises:
         ValueError: The weight is not a number from 0 to 10.
     """
     check_weight(request.needs.time_cost_weight)
-    decision = _decide(candidates, request, DEFAULT_COMPLETION, named)
+    decision = _shrinking(candidates, request, named, spare_failing=False)
+    if not decision.ranked and any(c.failing for c in candidates):
+        decision = _shrinking(candidates, request, named, spare_failing=True)
+    return decision if draws is None else _spread(candidates, decision, draws)
+
+
+def _shrinking(
+    candidates: Sequence[Candidate], request: Request, named: bool, *, spare_failing: bool
+) -> Decision:
+    decision = _decide(candidates, request, DEFAULT_COMPLETION, named, spare_failing)
     if not decision.ranked and request.prompt_bytes is not None and request.needs.max_completion is None:
-        return _decide(candidates, request, LEAST_COMPLETION, named)
+        return _decide(candidates, request, LEAST_COMPLETION, named, spare_failing)
     return decision
 
 
-def _decide(candidates: Sequence[Candidate], request: Request, assumed: int, named: bool) -> Decision:
+def _decide(
+    candidates: Sequence[Candidate], request: Request, assumed: int, named: bool, spare_failing: bool
+) -> Decision:
     needs = request.needs
     selective = _is_selective(request)
     routed = request.prompt_bytes is not None
+    by_speed = request.by_speed or not routed
     weight = needs.time_cost_weight
-    eligible: list[tuple[float, float, int, Scored]] = []
+    eligible: list[_Eligible] = []
     rejected: list[Rejected] = []
+    busy = False
     for c in candidates:
         result: Scored | Rejected | None = _unable(c, request) if selective else None
-        available = c.blocked is None and c.state in SELECTABLE
-        if result is None and not available and (c.state != "unknown" or c.blocked is not None):
-            result = _unavailable(c)
-        if result is None:
-            result = _score(c, request, assumed, weight) if routed else _unrouted(c, needs)
+        available = (
+            c.blocked is None
+            and (c.state in SELECTABLE or _is_foreseeable(c))
+            and (not c.failing or spare_failing)
+        )
         # Nobody asks a server that cannot be chosen anyway, so its unknown state is the last reason to give.
-        if not available and type(result) is Scored:
+        if result is None and (available or (c.state == "unknown" and c.blocked is None)):
+            result = _score(c, request, assumed, weight) if routed else _unrouted(c, needs)
+        if not available and type(result) is not Rejected:
             result = _unavailable(c)
         if type(result) is Scored:
-            key = c.speed if request.by_speed else result.score
-            eligible.append((-key, c.queue_wait, c.index, result))
+            if c.in_flight:
+                busy = True
+            wait = c.queue_wait + c.ready_in
+            # By speed, who can begin comes before who cannot, and the fastest first among equals.
+            if by_speed:
+                eligible.append((wait, -c.speed / c.slowdown, c.index, result))
+            else:
+                eligible.append((-result.score, wait, c.index, result))
         else:
             assert type(result) is Rejected
             rejected.append(result)
+    if busy and not by_speed:
+        eligible = _with_occupancy(candidates, eligible, weight)
     eligible.sort()  # the index is unique, so a comparison never reaches the last item
-    by: Literal["score", "speed", "name"] = "name" if named else "score" if routed else "speed"
+    by: Literal["score", "speed", "name"] = "name" if named else "speed" if by_speed else "score"
     return Decision(ranked=tuple([e[3] for e in eligible]), rejected=tuple(rejected), request=request, by=by)
+
+
+def _with_occupancy(
+    candidates: Sequence[Candidate], eligible: list[_Eligible], weight: float
+) -> list[_Eligible]:
+    """`eligible` with what a slot costs those that come after, by how busy all these servers are together.
+
+    Who is not eligible has no say in that: it must never change the choice among the others.
+    """
+    by_index = {c.index: c for c in candidates}
+    servers = {c.endpoint: c for e in eligible if (c := by_index[e[2]]).slots is not None}
+    used = utilization([(c.in_flight, c.slots or 0) for c in servers.values()])
+    return [_occupied(e, by_index[e[2]], used, weight) if e[3].in_flight else e for e in eligible]
+
+
+def _occupied(e: _Eligible, c: Candidate, used: float, weight: float) -> _Eligible:
+    s = e[3]
+    cost = occupancy(c.in_flight, c.slots, c.service, used)
+    seconds = s.seconds + cost
+    score = -s.mills - weight * seconds + s.utilization_bonus
+    return -score, e[1], e[2], replace(s, seconds=seconds, score=score, occupancy=cost)
+
+
+def _is_foreseeable(c: Candidate) -> bool:
+    """Whether `c` cannot take a request now, and it is known that it can before long."""
+    if c.state == "rate_limited":
+        return 0 < c.ready_in <= MOST_RATE_LIMIT
+    return c.state == "loading" and 0 < c.ready_in < math.inf
+
+
+def _spread(candidates: Sequence[Candidate], decision: Decision, draws: tuple[float, float]) -> Decision:
+    """`decision` with the better of two drawn candidates first, where the counts behind it are stale.
+
+    Everybody who sees the same old count would run to the same server. Only among those that cost the same as
+    the best: chance must not spend money. Drawn in proportion to slots / service.
+    """
+    if not decision.ranked:
+        return decision
+    stale = {c.spec.name: c for c in candidates if c.counted > FRESH_COUNT_SECONDS and c.slots is not None}
+    best = decision.ranked[0]
+    price = _price(best)
+    drawn = [i for i, s in enumerate(decision.ranked) if s.spec.name in stale and _price(s) == price]
+    if best.spec.name not in stale or len(drawn) < 2:
+        return decision
+    among = [stale[decision.ranked[i].spec.name] for i in drawn]
+    pair = two_of([(c.slots or 1) / c.service for c in among], draws)
+    # What is older than a minute says nothing: the first one drawn it is. Otherwise the better of two.
+    chosen = drawn[pair[0] if min(c.counted for c in among) > OLD_COUNT_SECONDS else min(pair)]
+    ranked = decision.ranked
+    return replace(decision, ranked=(ranked[chosen], *ranked[:chosen], *ranked[chosen + 1 :]))
+
+
+def _price(s: Scored) -> tuple[float, float, float]:
+    """What the request costs there; where no prompt is known the prices alone tell."""
+    return s.mills, s.spec.price_prompt, s.spec.price_completion
 
 
 def _unrouted(c: Candidate, needs: Requirements) -> Scored | Rejected:
@@ -246,10 +195,50 @@ def _unrouted(c: Candidate, needs: Requirements) -> Scored | Rejected:
     cap = c.spec.capabilities.max_tokens
     if needs.max_completion is not None and needs.max_completion > cap:
         return Rejected(c.spec, "max_completion", needs.max_completion, cap)
-    no = _over_budget(c, 1, 0)
-    if no is not None:
-        return no
-    return Scored(c.spec, 0, 0, 0.0, 0.0, 0.0, c.speed, c.queue_wait, c.speed, c.context)
+    if c.tokens_left is not None or c.usd_left is not None:
+        no = _over_budget(c, 1, 0)
+        if no is not None:
+            return no
+    return Scored(
+        c.spec,
+        0,
+        0,
+        0.0,
+        0.0,
+        0.0,
+        c.speed,
+        c.queue_wait,
+        c.speed,
+        c.context,
+        0,
+        c.ready_in,
+        c.overhead,
+        0.0,
+        c.slowdown,
+        c.in_flight,
+        c.slots,
+        c.state,
+        c.failing,
+    )
+
+
+def expected_seconds(c: Candidate, request: Request) -> float:
+    """How long `c` would work on `request`, waiting left aside; 0 = the size of the request is not known."""
+    prompt = _prompt_tokens(c, request)
+    if prompt is None:
+        return 0.0
+    most = request.needs.max_completion or min(DEFAULT_COMPLETION, c.spec.capabilities.max_tokens)
+    reply = most if c.completion is None else min(c.completion, most)
+    return c.overhead + prompt / c.prefill + reply / c.speed
+
+
+def _prompt_tokens(c: Candidate, request: Request) -> int | None:
+    """As its server counted them, else as the size of the text makes likely; None = no prompt is known."""
+    counted = request.prompt_tokens.get(c.spec.name)
+    if counted is not None or request.prompt_bytes is None:
+        return counted
+    ratio = request.bytes_per_token or c.bytes_per_token
+    return math.ceil(request.prompt_bytes / ratio) + request.extra_tokens
 
 
 def _score(c: Candidate, request: Request, assumed: int, weight: float) -> Scored | Rejected:
@@ -261,9 +250,10 @@ def _score(c: Candidate, request: Request, assumed: int, weight: float) -> Score
         completion = assumed if assumed < cap else cap
     elif completion > cap:
         return Rejected(spec, "max_completion", completion, cap)
-    prompt = request.prompt_tokens.get(spec.name)
+    prompt = request.prompt_tokens.get(spec.name) if request.prompt_tokens else None
     if prompt is None:
         assert request.prompt_bytes is not None
+        # As `_prompt_tokens` has it: a call for each candidate would be a tenth of the whole decision.
         ratio = request.bytes_per_token or c.bytes_per_token
         prompt = math.ceil(request.prompt_bytes / ratio) + request.extra_tokens
     total = prompt + completion
@@ -275,31 +265,51 @@ def _score(c: Candidate, request: Request, assumed: int, weight: float) -> Score
         no = _over_budget(c, prompt, completion)
         if no is not None:
             return no
-    mills = request_mills(spec, prompt, completion)
-    seconds = c.queue_wait + prompt / c.prefill + completion / c.speed
+    reply = completion if c.completion is None or c.completion > completion else c.completion
+    mills = request_mills(spec, prompt, reply)
+    seconds = c.queue_wait + c.ready_in + c.overhead + prompt / c.prefill + reply / c.speed
+    if c.slowdown != 1.0:
+        seconds *= c.slowdown
     bonus = 1 - abs(total / c.context - IDEAL_UTILIZATION)
     score = -mills - weight * seconds + bonus
-    return Scored(spec, prompt, completion, mills, seconds, bonus, score, c.queue_wait, c.speed, c.context)
+    return Scored(
+        spec,
+        prompt,
+        completion,
+        mills,
+        seconds,
+        bonus,
+        score,
+        c.queue_wait,
+        c.speed,
+        c.context,
+        reply,
+        c.ready_in,
+        c.overhead,
+        0.0,
+        c.slowdown,
+        c.in_flight,
+        c.slots,
+        c.state,
+        c.failing,
+    )
 
 
-def request_mills(spec: LLMSpec, prompt: int, completion: int) -> float:
+def request_mills(spec: LLMSpec, prompt: int, completion: float) -> float:
     """Price of a request in mills: 1000 x $, and prices are per 1000 tokens, so price x tokens."""
     if spec.cost_per_1k_prompt_tokens is None and spec.cost_per_1k_completion_tokens is None:
         return spec.cost_per_1k_tokens * (prompt + completion)
     return spec.price_prompt * prompt + spec.price_completion * completion
 
 
+_NOTHING = (None,) * 7
+
+
 def _is_selective(request: Request) -> bool:
     """Whether anything is asked of the model itself; usually nothing is, and those checks are skipped."""
     n = request.needs
-    return (
-        request.grammar
-        or bool(n.tags)
-        or any(
-            v is not None
-            for v in (n.vision, n.reasoning, n.code_specialized, n.tools, n.min_context, n.min_speed, n.tier)
-        )
-    )
+    asked = (n.vision, n.reasoning, n.code_specialized, n.tools, n.min_context, n.min_speed, n.tier)
+    return request.grammar or bool(n.tags) or asked != _NOTHING
 
 
 def _unable(c: Candidate, request: Request) -> Rejected | None:
@@ -333,7 +343,11 @@ def _unavailable(c: Candidate) -> Rejected:
     """Why `c` cannot be called right now."""
     if c.blocked is not None:
         return Rejected(c.spec, c.blocked, note=c.detail)
-    return Rejected(c.spec, "down" if c.state == "unknown" else c.state, note=c.detail)  # type: ignore[arg-type]
+    if c.failing and c.state in SELECTABLE:
+        return Rejected(c.spec, "failing", note=c.detail)
+    reason = "down" if c.state == "unknown" else c.state
+    ready_in = c.ready_in if c.state in PASSING and c.ready_in < math.inf else 0.0
+    return Rejected(c.spec, reason, note=c.detail, resets_in=ready_in)  # type: ignore[arg-type]
 
 
 def _over_budget(c: Candidate, prompt: int, completion: int) -> Rejected | None:
@@ -345,23 +359,3 @@ def _over_budget(c: Candidate, prompt: int, completion: int) -> Rejected | None:
         if usd > c.usd_left or c.usd_left <= 0:
             return Rejected(c.spec, "budget", usd, c.usd_left, "usd", c.resets_in)
     return None
-
-
-def describe(no: Rejected) -> str:
-    """A rejection in words, without the entry's name."""
-    if no.reason == "budget":
-        have = max(no.have, 0)
-        left = money(have) if no.note == "usd" else f"{have:,.0f} tokens"
-        return f"daily budget has {left} left; it resets in {duration(no.resets_in)}"
-    if no.reason in ("vision", "reasoning", "code_specialized", "tools"):
-        return f"{no.reason} is {'required' if no.need else 'excluded'}"
-    texts = {
-        "grammar": "its backend does not obey grammars",
-        "tags": f"lacks tag {no.note}",
-        "tier": f"tier is {no.spec.tier}, not {no.note}",
-        "min_context": f"context is {no.have:,.0f} tokens, {no.need:,.0f} required",
-        "min_speed": f"speed is {no.have:g} tokens/s, {no.need:g} required",
-        "max_completion": f"completes at most {no.have:,.0f} tokens, {no.need:,.0f} wanted",
-        "context": f"needs {'about ' if no.note else ''}{no.need:,.0f} tokens, context is {no.have:,.0f}",
-    }
-    return texts.get(no.reason) or one_line(no.note) or no.reason.replace("_", " ")

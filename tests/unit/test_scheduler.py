@@ -10,18 +10,10 @@ import msgspec
 import pytest
 
 from maxwell.amounts import duration
+from maxwell.decision import Candidate, Decision, Reason, Rejected, Request
 from maxwell.explain import Flip, flips, refusal, ways_out
 from maxwell.registry.specs import Capabilities, LLMSpec
-from maxwell.scheduler import (
-    Candidate,
-    Decision,
-    Reason,
-    Rejected,
-    Request,
-    check_weight,
-    decide,
-    request_mills,
-)
+from maxwell.scheduler import check_weight, decide, request_mills
 from maxwell.types import HealthState, Requirements
 
 ABILITIES = {"reasoning", "vision", "code_specialized", "tools", "slots", "prefill_tokens_per_sec"}
@@ -102,6 +94,54 @@ def test_every_term_of_the_score_is_shown() -> None:
     assert best.utilization_bonus == 1 - abs(3400 / 10000 - 0.7)
     assert best.score == -best.mills - 2.0 * best.seconds + best.utilization_bonus
     assert (best.queue_wait, best.speed, best.context) == (1.5, 40.0, 10000)
+
+
+def test_every_term_of_the_moment_is_shown() -> None:
+    spec = llm(speed=40.0, context=10000, cost_per_1k_tokens=0.002)
+    busy = Candidate(
+        spec=spec,
+        in_flight=3.0,
+        slots=2,
+        service=10.0,
+        overhead=0.5,
+        ready_in=4.0,
+        slowdown=2.5,
+        completion=100.0,
+    )
+    best = decide([busy], asking(3000, max_completion=400, time_cost_weight=2.0)).chosen
+    assert best is not None
+    assert (best.completion_tokens, best.reply_tokens) == (400, 100.0)
+    assert best.mills == 0.002 * 3100
+    assert (best.queue_wait, best.ready_in, best.overhead) == (2 * 10.0 / 2, 4.0, 0.5)
+    assert best.occupancy == 1.0 * 10.0 * 3 / 2
+    assert best.seconds == 2.5 * (10.0 + 4.0 + 0.5 + 3000 / 800 + 100 / 40) + 15.0
+    assert best.utilization_bonus == 1 - abs(3400 / 10000 - 0.7)
+    assert best.score == -best.mills - 2.0 * best.seconds + best.utilization_bonus
+    assert (best.in_flight, best.slots, best.slowdown, best.state) == (3.0, 2, 2.5, "up")
+
+
+def test_a_usual_request_tells_how_long_a_slot_is_taken() -> None:
+    # 500 tokens of prompt at 1000 a second, and 512 of reply at 50.
+    assert Candidate(spec=llm(speed=50.0)).service == 0.5 + 512 / 50
+    assert Candidate(spec=llm(speed=50.0, cap=100)).service == 0.5 + 100 / 50
+    assert Candidate(spec=llm(), service=3.0).service == 3.0
+
+
+@pytest.mark.parametrize(
+    ("moment", "at_once"),
+    [
+        ({}, True),
+        ({"in_flight": 9.0}, True),
+        ({"in_flight": 1.0, "slots": 2}, True),
+        ({"in_flight": 2.0, "slots": 2}, False),
+        ({"state": "asleep", "ready_in": 3.0}, False),
+    ],
+)
+def test_says_whether_a_request_would_start_at_once(moment: dict[str, Any], at_once: bool) -> None:
+    candidate = Candidate(spec=llm(), **moment)
+    best = decide([candidate], asking(100)).chosen
+    assert best is not None
+    assert candidate.starts_at_once == best.starts_at_once == at_once
 
 
 @pytest.mark.parametrize(
@@ -455,6 +495,8 @@ def no(reason: Reason, **fields: Any) -> Rejected:
         (no("key", note="environment variable K is not set"), "environment variable K is not set"),
         (no("rate_limited"), "rate limited"),
         (no("down", note="connection refused"), "connection refused"),
+        (no("failing", note="HTTP 500; it is tried again in 12 s"), "HTTP 500; it is tried again in 12 s"),
+        (no("failing"), "it failed again and again"),
     ],
 )
 def test_a_rejection_is_said_in_words(rejected: Rejected, words: str) -> None:
@@ -587,8 +629,17 @@ def test_ways_out_of_a_state(state: dict[str, Any], request_: Request, expected:
 
 
 def test_a_rate_limit_has_a_way_out() -> None:
-    (out,) = outs(pool(llm(), state="rate_limited", detail="429"), asking(10))
-    assert "box" in out
+    unknown = pool(llm(), state="rate_limited", detail="429", ready_in=math.inf)
+    assert outs(unknown, asking(10)) == ["wait for box, it is rate-limited"]
+    known = pool(llm(), state="rate_limited", detail="429", ready_in=90.0)
+    assert outs(known, asking(10)) == ["box is rate-limited: ask again in 2 min"]
+
+
+def test_what_is_known_to_pass_is_nearer_than_what_is_not() -> None:
+    candidates = pool(llm("soon"), llm("later"), llm("some-day"), state="rate_limited")
+    for candidate, seconds in zip(candidates, (70.0, 900.0, math.inf), strict=True):
+        candidate.ready_in = seconds
+    assert [out.split()[0] for out in outs(candidates, asking(10))] == ["soon", "later", "wait"]
 
 
 # --- the refusal
