@@ -11,7 +11,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from maxwell.breaker import CLOSED, LONGEST_OPEN, SHORTEST_OPEN, Breaker, Phase, phase
 from maxwell.errors import Fault
 from maxwell.health import FRESH_SECONDS, RATE_LIMIT_SECONDS, USABLE_SECONDS, Endpoint, Health, HealthBook
 from maxwell.testing.clock import FakeClock
@@ -33,7 +36,11 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def book(directory: Path, clock: FakeClock) -> HealthBook:
-    return HealthBook(directory, clock)
+    return make_book(directory, clock)
+
+
+def make_book(directory: Path | None, clock: FakeClock) -> HealthBook:
+    return HealthBook(directory, clock, random=lambda: 0.5)  # no jitter
 
 
 def found(clock: FakeClock, state: HealthState = "up", **more: Any) -> Health:
@@ -80,8 +87,18 @@ def test_everything_found_out_is_remembered(directory: Path, clock: FakeClock) -
         context=2048,
         vision=True,
         seconds=0.25,
+        breaker=Breaker(times=2, closed_at=clock.time() - 60, at=clock.time() - 60),
+        since=clock.time(),
+        loaded_in=12.5,
+        busy=3,
+        own=1,
+        busy_at=clock.time(),
+        sleeps=True,
     )
-    HealthBook(directory, clock).put(BOX, health)
+    directory.mkdir()
+    (directory / BOX.file_name).write_bytes(msgspec.json.encode(health))
+    assert HealthBook(directory, clock).get(BOX, clock.time()) == health
+    HealthBook(directory, clock).put(BOX, msgspec.structs.replace(health, breaker=CLOSED, loaded_in=None))
     assert HealthBook(directory, clock).get(BOX, clock.time()) == health
 
 
@@ -354,6 +371,419 @@ def test_a_probe_begun_after_a_call_counts(book: HealthBook, clock: FakeClock) -
     clock.advance(5)
     book.put(BOX, found(clock, "down", seconds=1.0))
     assert state_of(book, clock) == "down"
+
+
+def test_a_failed_probe_does_not_end_calls_that_succeed(book: HealthBook, clock: FakeClock) -> None:
+    # /health hangs while the server generates.
+    book.put(BOX, found(clock, slots=2))
+    for _ in range(5):
+        book.note_success(BOX)
+        clock.advance(2.5)
+        book.put(BOX, found(clock, "down", detail="no answer within 1.9 s", seconds=1.9))
+        health = known(book, clock)
+        assert (health.state, health.slots) == ("up", 2)
+
+
+def test_without_further_successes_the_next_failed_probe_counts(book: HealthBook, clock: FakeClock) -> None:
+    book.note_success(BOX)
+    for _ in range(2):
+        clock.advance(2)
+        book.put(BOX, found(clock, "down", seconds=0.1))
+    assert state_of(book, clock) == "down"
+
+
+# --- the breaker
+
+FAILURES: list[Fault] = ["timeout", "server_error", "overloaded", "bad_reply", "broken_stream"]
+OF_REQUEST: list[Fault] = [
+    "bad_request",
+    "content_policy",
+    "context_overflow",
+    "unsupported",
+    "model_missing",
+]
+
+
+def known(book: HealthBook, clock: FakeClock, endpoint: Endpoint = BOX) -> Health:
+    health = book.get(endpoint, clock.time())
+    assert health is not None
+    return health
+
+
+def phase_of(book: HealthBook, clock: FakeClock) -> Phase:
+    return phase(known(book, clock).breaker, clock.time())
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_failures_of_the_server_leave_its_state_and_open_its_breaker(
+    book: HealthBook, clock: FakeClock, kind: Fault
+) -> None:
+    book.put(BOX, found(clock, slots=2))
+    for expected in ("closed", "closed", "open"):
+        clock.advance(0.1)
+        assert phase_of(book, clock) == "closed"
+        book.note_fault(BOX, kind, "what went wrong")
+        assert phase_of(book, clock) == expected
+    health = known(book, clock)
+    assert (health.state, health.slots, health.detail) == ("up", 2, "what went wrong")
+    clock.advance(SHORTEST_OPEN)
+    assert phase_of(book, clock) == "half_open"
+    book.note_success(BOX)
+    assert (phase_of(book, clock), known(book, clock).detail) == ("closed", "")
+
+
+def test_silence_opens_the_breaker_at_once(book: HealthBook, clock: FakeClock) -> None:
+    book.put(BOX, found(clock))
+    book.note_fault(BOX, "timeout", "silent for 60 s", at_once=True)
+    assert (state_of(book, clock), phase_of(book, clock)) == ("up", "open")
+
+
+def test_a_refused_connection_opens_the_breaker_at_once(book: HealthBook, clock: FakeClock) -> None:
+    book.put(BOX, found(clock))
+    book.note_fault(BOX, "refused", "connection refused")
+    assert (state_of(book, clock), phase_of(book, clock)) == ("down", "open")
+
+
+@pytest.mark.parametrize("kind", OF_REQUEST)
+def test_a_fault_of_the_request_is_a_sign_of_life(book: HealthBook, clock: FakeClock, kind: Fault) -> None:
+    book.put(BOX, found(clock))
+    for _ in range(4):
+        book.note_fault(BOX, "server_error", "500")
+        book.note_fault(BOX, "server_error", "500")
+        book.note_fault(BOX, kind, "no")
+    assert phase_of(book, clock) == "closed"
+
+
+@pytest.mark.parametrize("kind", ["loading", "rate_limited", "quota", "auth"])
+def test_what_a_state_tells_opens_no_breaker(book: HealthBook, clock: FakeClock, kind: Fault) -> None:
+    book.put(BOX, found(clock))
+    for _ in range(10):
+        book.note_fault(BOX, kind, "no")
+    assert phase_of(book, clock) == "closed"
+
+
+def test_an_overloaded_server_that_says_when_is_rate_limited(book: HealthBook, clock: FakeClock) -> None:
+    book.put(BOX, found(clock))
+    for _ in range(10):
+        book.note_fault(BOX, "overloaded", "503", 7.0)
+    assert (state_of(book, clock), phase_of(book, clock)) == ("rate_limited", "closed")
+    clock.advance(7)
+    assert state_of(book, clock) == "up"
+
+
+@pytest.mark.parametrize("kind", ["timeout", "server_error"])
+def test_a_good_probe_says_nothing_of_a_server_that_hangs(
+    book: HealthBook, clock: FakeClock, kind: Fault
+) -> None:
+    book.put(BOX, found(clock))
+    for _ in range(3):
+        book.note_fault(BOX, kind, "500")
+    for _ in range(4):
+        clock.advance(1)
+        book.put(BOX, found(clock))
+        assert (phase_of(book, clock), known(book, clock).detail) == ("open", "500")
+    clock.advance(1)
+    assert phase_of(book, clock) == "half_open"
+    book.put(BOX, found(clock))
+    assert phase_of(book, clock) == "half_open"  # only a call can close it
+
+
+def test_a_failed_probe_does_not_keep_a_server_that_hangs_from_its_trial(
+    book: HealthBook, clock: FakeClock
+) -> None:
+    book.put(BOX, found(clock))
+    book.note_fault(BOX, "timeout", "silent", at_once=True)
+    clock.advance(SHORTEST_OPEN)
+    book.put(BOX, found(clock, "down"))
+    assert phase_of(book, clock) == "half_open"
+
+
+@pytest.mark.parametrize("state", ["up", "loading", "asleep"])
+def test_a_box_that_was_started_again_is_tried_at_once(
+    book: HealthBook, clock: FakeClock, state: HealthState
+) -> None:
+    book.put(BOX, found(clock))
+    book.note_fault(BOX, "refused", "connection refused")
+    clock.advance(1)
+    book.put(BOX, found(clock, state, seconds=0.1))
+    assert (state_of(book, clock), phase_of(book, clock)) == (state, "half_open")
+    book.note_success(BOX)
+    assert (state_of(book, clock), phase_of(book, clock)) == ("up", "closed")
+
+
+def test_a_probe_begun_before_a_refusal_is_no_sign_of_a_restart(book: HealthBook, clock: FakeClock) -> None:
+    book.note_fault(BOX, "refused", "connection refused")
+    clock.advance(0.5)
+    book.put(BOX, found(clock, "up", seconds=1.0))
+    assert (state_of(book, clock), phase_of(book, clock)) == ("down", "open")
+
+
+def test_a_box_that_is_gone_is_asked_again_after_5_10_20_seconds(book: HealthBook, clock: FakeClock) -> None:
+    book.put(BOX, found(clock))
+    book.note_fault(BOX, "refused", "connection refused")
+    for seconds in (5, 10, 20):
+        clock.advance(seconds - 0.01)
+        assert book.is_fresh(known(book, clock))
+        assert phase_of(book, clock) == "open"
+        clock.advance(0.01)
+        assert not book.is_fresh(known(book, clock))
+        assert phase_of(book, clock) == "half_open"
+        book.put(BOX, found(clock, "down", detail="connection refused"))
+    clock.advance(FRESH_SECONDS + 0.01)
+    assert phase_of(book, clock) == "open"
+    assert not book.is_fresh(known(book, clock))  # a probe is cheap
+
+
+def test_a_breaker_is_not_forgotten_while_it_is_open(book: HealthBook, clock: FakeClock) -> None:
+    book.put(BOX, found(clock))
+    for _ in range(6):
+        book.note_fault(BOX, "timeout", "silent", at_once=True)
+        until = known(book, clock).breaker.until
+        assert until is not None
+        clock.now = until
+    book.note_fault(BOX, "timeout", "silent", at_once=True)
+    clock.advance(LONGEST_OPEN - 0.01)
+    assert phase_of(book, clock) == "open"
+    assert not book.is_fresh(known(book, clock))
+    clock.advance(1)
+    assert state_of(book, clock) is None
+    book.put(BOX, found(clock))
+    assert phase_of(book, clock) == "half_open"
+
+
+def test_a_failure_of_one_never_probed_is_remembered_and_it_stays_unknown(
+    book: HealthBook, clock: FakeClock
+) -> None:
+    book.note_fault(BOX, "server_error", "500")
+    assert state_of(book, clock) is None
+    book.note_fault(BOX, "timeout", "silent", at_once=True)
+    assert (state_of(book, clock), phase_of(book, clock)) == ("unknown", "open")
+    assert not book.is_fresh(known(book, clock))
+    book.put(BOX, found(clock))
+    assert (state_of(book, clock), phase_of(book, clock)) == ("up", "open")
+
+
+# --- since when, and how long loading takes
+
+
+def test_since_when_a_state_holds(book: HealthBook, clock: FakeClock) -> None:
+    began = clock.time()
+    book.put(BOX, found(clock, "loading"))
+    for _ in range(3):
+        clock.advance(4)
+        book.note_fault(BOX, "loading", "503")
+        book.put(BOX, found(clock, "loading"))
+        assert known(book, clock).since == began
+    clock.advance(1)
+    book.note_success(BOX)
+    clock.advance(5)
+    book.note_success(BOX)
+    assert known(book, clock).since == clock.time() - 5
+    clock.advance(USABLE_SECONDS + 1)  # nobody watched
+    book.put(BOX, found(clock))
+    assert known(book, clock).since == clock.time()
+
+
+@pytest.mark.parametrize("by_call", [True, False])
+def test_how_long_loading_took_is_told_once_and_remembered(
+    directory: Path, clock: FakeClock, by_call: bool
+) -> None:
+    book = make_book(directory, clock)
+    for _ in range(6):
+        assert book.put(BOX, found(clock, "loading")) is None
+        clock.advance(2)
+    took = book.note_success(BOX) if by_call else book.put(BOX, found(clock))
+    assert took == pytest.approx(12)
+    assert (book.note_success(BOX), book.put(BOX, found(clock))) == (None, None)
+    clock.advance(3600)
+    book.put(BOX, found(clock, "loading"))
+    assert known(make_book(directory, clock), clock).loaded_in == pytest.approx(12)
+
+
+def test_a_loading_that_nobody_watched_tells_nothing(book: HealthBook, clock: FakeClock) -> None:
+    book.put(BOX, found(clock, "loading"))
+    clock.advance(60)
+    assert book.put(BOX, found(clock)) is None
+    assert known(book, clock).loaded_in is None
+
+
+def test_a_loading_server_is_asked_again_after_two_seconds(book: HealthBook, clock: FakeClock) -> None:
+    book.put(BOX, found(clock, "loading"))
+    clock.advance(2)
+    assert book.is_fresh(known(book, clock))
+    clock.advance(0.01)
+    assert not book.is_fresh(known(book, clock))
+
+
+# --- load and sleep
+
+
+def test_how_busy_it_said_it_is_stays_until_it_says_so_again(book: HealthBook, clock: FakeClock) -> None:
+    book.put(BOX, found(clock, busy=3, own=1, busy_at=clock.time()))
+    told = clock.time()
+    clock.advance(1)
+    book.note_success(BOX)
+    book.note_fault(BOX, "loading", "503")
+    book.put(BOX, found(clock))
+    health = known(book, clock)
+    assert (health.busy, health.own, health.busy_at) == (3, 1, told)
+    book.put(BOX, found(clock, busy=0, busy_at=clock.time()))
+    assert (known(book, clock).busy, known(book, clock).own) == (0, 0)
+
+
+def test_one_found_asleep_is_known_as_one_that_sleeps(directory: Path, clock: FakeClock) -> None:
+    book = make_book(directory, clock)
+    assert not book.sleeps(BOX)
+    book.put(BOX, found(clock, "asleep"))
+    book.note_success(BOX)
+    clock.advance(3600)
+    book.put(BOX, found(clock))
+    assert book.sleeps(BOX)
+    assert make_book(directory, clock).sleeps(BOX)
+
+
+# --- what other processes find out
+
+SOON = 0.25
+
+
+def test_a_breaker_that_another_process_opened_is_seen_soon(directory: Path, clock: FakeClock) -> None:
+    one, other = make_book(directory, clock), make_book(directory, clock)
+    one.put(BOX, found(clock))
+    assert (phase_of(one, clock), phase_of(other, clock)) == ("closed", "closed")
+    clock.advance(1)
+    one.note_fault(BOX, "timeout", "silent", at_once=True)
+    clock.advance(SOON)
+    assert phase_of(other, clock) == "open"
+
+
+def test_a_box_that_came_back_for_another_process_is_seen_soon(directory: Path, clock: FakeClock) -> None:
+    one, other = make_book(directory, clock), make_book(directory, clock)
+    one.note_fault(BOX, "refused", "connection refused")
+    assert state_of(other, clock) == "down"
+    clock.advance(1)
+    one.note_success(BOX)
+    clock.advance(SOON)
+    assert (state_of(other, clock), phase_of(other, clock)) == ("up", "closed")
+
+
+def test_many_changes_in_quick_succession_are_all_seen(directory: Path, clock: FakeClock) -> None:
+    one, other = make_book(directory, clock), make_book(directory, clock)
+    assert state_of(other, clock) is None
+    for n in range(200):
+        state: HealthState = "loading" if n % 2 else "up"
+        one.put(BOX, found(clock, state))
+        clock.advance(SOON)
+        assert state_of(other, clock) == state
+    boxes = [Endpoint(f"http://box-{n}") for n in range(20)]
+    for box in boxes:
+        other.get(box, clock.time())
+        one.put(box, found(clock))
+    clock.advance(SOON)
+    assert {state_of(other, clock, box) for box in boxes} == {"up"}
+
+
+def test_a_change_that_has_the_time_of_the_one_before_is_seen(directory: Path, clock: FakeClock) -> None:
+    one, other = make_book(directory, clock), make_book(directory, clock)
+    one.put(BOX, found(clock))
+    assert state_of(other, clock) == "up"
+    time = directory.stat().st_mtime_ns
+    clock.advance(0.01)
+    one.put(BOX, found(clock, "loading"))
+    os.utime(directory, ns=(time, time))  # as where time is told in steps
+    clock.advance(SOON)
+    assert state_of(other, clock) == "loading"
+
+
+def test_an_older_success_does_not_close_what_another_process_opened(
+    directory: Path, clock: FakeClock
+) -> None:
+    one, other = make_book(directory, clock), make_book(directory, clock)
+    one.put(BOX, found(clock))
+    other.note_success(BOX)
+    clock.advance(0.1)
+    one.note_fault(BOX, "timeout", "silent", at_once=True)
+    clock.advance(0.05)
+    other.put(BOX, found(clock))  # before it looked
+    assert phase_of(make_book(directory, clock), clock) == "open"  # although the first may be gone by now
+    clock.advance(SOON)
+    assert (phase_of(one, clock), phase_of(other, clock)) == ("open", "open")
+
+
+def test_a_later_success_closes_it_for_all(directory: Path, clock: FakeClock) -> None:
+    one, other = make_book(directory, clock), make_book(directory, clock)
+    one.put(BOX, found(clock))
+    other.note_success(BOX)
+    clock.advance(1)
+    one.note_fault(BOX, "timeout", "silent", at_once=True)
+    clock.advance(1)
+    other.note_success(BOX)
+    clock.advance(SOON)
+    assert (phase_of(one, clock), phase_of(other, clock)) == ("closed", "closed")
+
+
+def test_an_event_lost_when_two_wrote_at_once_is_told_again(directory: Path, clock: FakeClock) -> None:
+    one, other = make_book(directory, clock), make_book(directory, clock)
+    one.put(BOX, found(clock))
+    before = (directory / BOX.file_name).read_bytes()
+    clock.advance(1)
+    one.note_fault(BOX, "timeout", "silent", at_once=True)
+    (directory / BOX.file_name).unlink()
+    (directory / BOX.file_name).write_bytes(before)  # by one that had read before, and wrote after
+    clock.advance(SOON)
+    assert phase_of(one, clock) == "open"
+    clock.advance(SOON)
+    assert phase_of(other, clock) == "open"
+
+
+def test_how_busy_a_server_is_spreads_although_calls_succeed(directory: Path, clock: FakeClock) -> None:
+    one, other = make_book(directory, clock), make_book(directory, clock)
+    one.put(BOX, found(clock))
+    other.note_success(BOX)
+    clock.advance(0.05)
+    one.put(BOX, found(clock, busy=4, busy_at=clock.time()))
+    clock.advance(0.05)
+    other.note_success(BOX)  # newer than the probe, and before it looked
+    clock.advance(SOON)
+    assert known(other, clock).busy == 4
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.integers(0, 2),
+        st.sampled_from(["success", "timeout", "silence", "refused", "bad_request", "probe", "dead probe"]),
+        st.floats(0.001, 12.0),
+    ),
+    max_size=30,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(EVENTS)
+def test_all_processes_come_to_know_the_same(
+    tmp_path_factory: pytest.TempPathFactory, events: list[tuple[int, str, float]]
+) -> None:
+    clock, directory = FakeClock(), tmp_path_factory.mktemp("health")
+    books = [make_book(directory, clock) for _ in range(3)]
+    for who, what, seconds in events:
+        clock.advance(seconds)
+        tell(books[who], what, clock)
+    for _ in range(4):
+        clock.advance(SOON)
+        seen = [book.get(BOX, clock.time()) for book in books]
+    assert len({None if h is None else phase(h.breaker, clock.time()) for h in seen}) == 1
+    assert len({None if h is None else h.state for h in seen}) == 1
+
+
+def tell(book: HealthBook, what: str, clock: FakeClock) -> None:
+    if what == "success":
+        book.note_success(BOX)
+    elif what.endswith("probe"):
+        book.put(BOX, found(clock, "up" if what == "probe" else "down", seconds=0.01))
+    elif what == "silence":
+        book.note_fault(BOX, "timeout", "silent", at_once=True)
+    else:
+        book.note_fault(BOX, what, "no")  # type: ignore[arg-type]
 
 
 # --- rate limits

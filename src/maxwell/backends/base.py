@@ -248,6 +248,10 @@ class Backend:
         """Properties by the reply to `probes().props`. Never raises."""
         return listing.read_props(status, body)
 
+    def read_load(self, status: int, body: bytes) -> int | None:
+        """Requests the server has, by the reply to `probes().load`; None = it does not tell. Never raises."""
+        return None
+
     def serves(self, model: str, served: Sequence[ServedModel]) -> ServedModel | None:
         """The listed model that an entry's `model` means, or None."""
         return listing.find_served(model, served)

@@ -1,10 +1,11 @@
-"""What a server says about itself: its health, the models it lists, llama.cpp's properties.
+"""What a server says about itself: its health, the models it lists, llama.cpp's properties, how busy it is.
 
 Every reader takes arbitrary bytes and never raises: a server that answers nonsense has told nothing.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,11 +19,21 @@ from maxwell.types import HealthState, HTTPRequest, ServedModel
 
 
 class Probes(Struct, frozen=True):
-    """Free requests that tell how a server is. None of them generates a token."""
+    """Free requests that tell how a server is. None of them generates a token.
+
+    Attributes:
+        health: Whether it is well.
+        models: What it serves.
+        props: How it is set up; None where the family does not tell.
+        load: How many requests it has; None where the family does not tell.
+        load_wakes: Whether `load` wakes a server that sleeps, and keeps awake one that would.
+    """
 
     health: HTTPRequest
     models: HTTPRequest
     props: HTTPRequest | None = None
+    load: HTTPRequest | None = None
+    load_wakes: bool = False
 
 
 class ModelsReply(Struct, frozen=True):
@@ -47,12 +58,23 @@ class Props(Struct, frozen=True):
         context: Usable context of one request, in tokens.
         sleeping: Whether the model is out of memory until the next request.
         vision: Whether images are accepted.
+        lists_slots: Whether it says what each slot does.
     """
 
     slots: int | None = None
     context: int | None = None
     sleeping: bool = False
     vision: bool | None = None
+    lists_slots: bool = True
+
+
+class _Slot(Struct):
+    is_processing: bool
+
+
+_slots = msgspec.json.Decoder(list[_Slot])
+_REQUESTS = re.compile(rb"^vllm:num_requests_(running|waiting)(?:\{.*\})?[ \t]+(\S+)", re.MULTILINE)
+_MOST_REQUESTS = 1e6  # a larger number of requests is none
 
 
 def read_health(status: int, headers: Mapping[str, str], body: bytes) -> HealthState | None:
@@ -110,7 +132,42 @@ def read_props(status: int, body: bytes) -> Props:
         context=_positive(settings.get("n_ctx")) if isinstance(settings, dict) else None,
         sleeping=props.get("is_sleeping") is True,
         vision=vision if isinstance(vision, bool) else None,
+        lists_slots=props.get("endpoint_slots") is not False,
     )
+
+
+def read_slots(status: int, body: bytes) -> int | None:
+    """Requests at work by a reply to llama.cpp's GET /slots; None when it is anything else."""
+    if status != 200:
+        return None
+    try:
+        slots = _slots.decode(body)
+    except BAD_JSON:
+        return None
+    return sum(slot.is_processing for slot in slots) if slots else None
+
+
+def read_metrics(status: int, body: bytes) -> int | None:
+    """Requests running and waiting by a reply to vLLM's GET /metrics, all engines together.
+
+    None where it does not tell.
+    """
+    total, running = 0.0, False
+    for name, value in _REQUESTS.findall(body) if status == 200 else ():
+        count = _count(value)
+        if count is None:
+            return None
+        total += count
+        running = running or name == b"running"
+    return round(total) if running else None
+
+
+def _count(value: bytes) -> float | None:
+    try:
+        count = float(value)
+    except ValueError:
+        return None
+    return count if math.isfinite(count) and 0 <= count <= _MOST_REQUESTS else None
 
 
 def find_served(model: str, served: Sequence[ServedModel]) -> ServedModel | None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from maxwell.backends import listing
 from maxwell.backends.base import Backend
 from maxwell.backends.listing import Probes
 from maxwell.registry.endpoints import openai_url, root
@@ -43,5 +44,14 @@ class LlamaCppBackend(Backend):
         return self._post(openai_url(spec.api_base, "/chat/completions/input_tokens"), body, key)
 
     def probes(self, root: str, key: str | None) -> Probes:
-        """Adds /props: slots, context, sleep and vision stand nowhere else."""
-        return msgspec.structs.replace(super().probes(root, key), props=self._get(f"{root}/props", key))
+        """Adds /props, for slots, context, sleep and vision stand nowhere else, and /slots."""
+        return msgspec.structs.replace(
+            super().probes(root, key),
+            props=self._get(f"{root}/props", key),
+            load=self._get(f"{root}/slots", key),
+            load_wakes=True,
+        )
+
+    def read_load(self, status: int, body: bytes) -> int | None:
+        """Slots at work; those that wait for one are not told."""
+        return listing.read_slots(status, body)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import msgspec
+
+from maxwell.backends import listing
 from maxwell.backends.base import Backend
+from maxwell.backends.listing import Probes
 from maxwell.registry.endpoints import root
 from maxwell.registry.specs import LLMSpec, Spec
 from maxwell.types import BackendName, HTTPRequest, Message
@@ -37,3 +41,11 @@ class VLLMBackend(Backend):
     def count_chat(self, spec: LLMSpec, messages: Sequence[Message], key: str | None) -> HTTPRequest | None:
         """POST /tokenize with messages."""
         return self._post(root(spec.api_base) + "/tokenize", {"model": spec.model, "messages": messages}, key)
+
+    def probes(self, root: str, key: str | None) -> Probes:
+        """Adds /metrics, at the root."""
+        return msgspec.structs.replace(super().probes(root, key), load=self._get(f"{root}/metrics", key))
+
+    def read_load(self, status: int, body: bytes) -> int | None:
+        """Requests running and waiting."""
+        return listing.read_metrics(status, body)

@@ -1,16 +1,17 @@
 """The health check of one endpoint, as a flow: `/health`, then `/v1/models`, then what the backend adds.
 
-A probe never generates a token, so it costs nothing anywhere.
+A probe never generates a token, so it costs nothing anywhere, and wakes no server that sleeps.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import msgspec
 
-from maxwell.backends import get_backend
+from maxwell.backends import Probes, Props, get_backend
 from maxwell.backends.base import Backend
 from maxwell.calls.effects import Close, Flow, Gather, Limits, Pull, Send, Sleep, TransportError
 from maxwell.clock import Clock
@@ -19,71 +20,106 @@ from maxwell.types import HTTPRequest
 
 PROBE_SECONDS = 2.0  # a whole round of health checks takes no longer
 _LIMITS = Limits(connect=1.9, first_byte=1.9, idle=1.9, total=1.9)
-_WAIT_SECONDS = 0.02  # between two looks at what another process is finding out
+# How busy a server is would be good to know, but nobody is to wait long for it.
+_LOAD_LIMITS = Limits(connect=0.5, first_byte=0.5, idle=0.5, total=0.5)
+_WAIT_SECONDS, _MOST_WAIT_SECONDS = 0.02, 0.16  # between two looks at what somebody else is finding out
 MOST_BODY = 4 * 1024 * 1024  # bytes; a list of models is far smaller
 
 
 def probe(endpoint: Endpoint, book: HealthBook, clock: Clock, since: float) -> Flow[Health]:
     """Find out the state of `endpoint` and record it; waits for whoever is already doing so.
 
-    What anybody found out after `since` (seconds since the epoch) is good enough.
+    What anybody found out after `since` (seconds since the epoch) is good enough, as long as it is fresh.
     """
     asked = clock.monotonic()
+    pause = _WAIT_SECONDS
     while (claim := book.claim(endpoint)) is None:
-        yield Sleep(_WAIT_SECONDS)
-        found = book.get(endpoint, clock.time())
-        if found is not None and found.at >= since:
+        yield Sleep(pause)
+        pause = min(2 * pause, _MOST_WAIT_SECONDS)
+        found = _news(endpoint, book, clock, since)
+        if found is not None:
             return found
         if clock.monotonic() - asked > PROBE_SECONDS:
             return Health(state="unknown", at=clock.time(), detail="another process is still asking")
     with claim:
-        found = book.get(endpoint, clock.time())
-        if found is not None and found.at >= since:
+        found = _news(endpoint, book, clock, since)
+        if found is not None:
             return found  # by another, while this flow waited for its turn
-        health = yield from _ask(endpoint, get_backend(endpoint.backend or "openai"), clock)
+        health = yield from _ask(endpoint, book, clock)
         book.put(endpoint, health)
         return health
 
 
-def _ask(endpoint: Endpoint, backend: Backend, clock: Clock) -> Flow[Health]:
+def _news(endpoint: Endpoint, book: HealthBook, clock: Clock, since: float) -> Health | None:
+    """What anybody found out after `since`, to the last moment."""
+    now = clock.time()
+    book.look(now)
+    found = book.get(endpoint, now)
+    return found if found is not None and found.at >= since and book.is_fresh(found) else None
+
+
+def _ask(endpoint: Endpoint, book: HealthBook, clock: Clock) -> Flow[Health]:
     """Ask the endpoint itself."""
     began = clock.monotonic()
+    backend = get_backend(endpoint.backend or "openai")
     probes = backend.probes(endpoint.root, endpoint.key)
+    props = Props()
     try:
-        status, headers, body = yield from fetch(probes.health, _LIMITS)
-        state = backend.read_health(status, headers, body)
-        detail = "" if state == "up" else f"/health says {status}"
-        if state in (None, "up"):
-            told = state
-            status, headers, body = yield from fetch(probes.models, _LIMITS)
-            reply = backend.read_models(status, headers, body)
-            # A server whose /health is fine may have no list of models; one with neither is no LLM server.
-            state = reply.state or told or "down"
-            detail = "" if state == "up" else f"/v1/models says {status}"
-            health = Health(
-                state=state, at=clock.time(), detail=detail, models=reply.models, family=reply.family
-            )
-        else:
-            health = Health(state=state, at=clock.time(), detail=detail)
+        health = yield from _state(backend, probes, clock)
         if health.state == "up" and probes.props is not None:
-            health = yield from _with_props(health, backend, probes.props)
+            health, props = yield from _with_props(health, backend, probes.props)
     except TransportError as error:
         health = Health(state="down", at=clock.time(), detail=str(error))
-    return msgspec.structs.replace(health, seconds=clock.monotonic() - began)
+    health = msgspec.structs.replace(health, seconds=clock.monotonic() - began)
+    told = props.lists_slots and props.slots is not None and not book.sleeps(endpoint)
+    if health.state != "up" or probes.load is None or (probes.load_wakes and not told):
+        return health
+    return (yield from _with_load(health, backend, probes.load, clock, partial(book.own, endpoint.root)))
 
 
-def _with_props(health: Health, backend: Backend, request: HTTPRequest) -> Flow[Health]:
+def _state(backend: Backend, probes: Probes, clock: Clock) -> Flow[Health]:
+    """The state, by `/health` and `/v1/models`."""
+    status, headers, body = yield from fetch(probes.health, _LIMITS)
+    state = backend.read_health(status, headers, body)
+    if state not in (None, "up"):
+        return Health(state=state, at=clock.time(), detail=f"/health says {status}")
+    told = state
+    status, headers, body = yield from fetch(probes.models, _LIMITS)
+    reply = backend.read_models(status, headers, body)
+    # A server whose /health is fine may have no list of models; one with neither is no LLM server.
+    state = reply.state or told or "down"
+    detail = "" if state == "up" else f"/v1/models says {status}"
+    return Health(state=state, at=clock.time(), detail=detail, models=reply.models, family=reply.family)
+
+
+def _with_props(health: Health, backend: Backend, request: HTTPRequest) -> Flow[tuple[Health, Props]]:
     """Slots, per-slot context and sleep, where the server tells them; their absence is no fault."""
+    props = Props()
     with contextlib.suppress(TransportError):
         status, _, body = yield from fetch(request, _LIMITS)
         props = backend.read_props(status, body)
-        return msgspec.structs.replace(
+        health = msgspec.structs.replace(
             health,
             state="asleep" if props.sleeping else health.state,
             slots=props.slots,
             context=props.context,
             vision=props.vision,
         )
+    return health, props
+
+
+def _with_load(
+    health: Health, backend: Backend, request: HTTPRequest, clock: Clock, own: Callable[[], int]
+) -> Flow[Health]:
+    """How busy the server is, where it tells; its silence is no fault."""
+    before = own()
+    with contextlib.suppress(TransportError):
+        status, _, body = yield from fetch(request, _LOAD_LIMITS)
+        busy = backend.read_load(status, body)
+        if busy is not None:
+            # One of ours that began or ended meanwhile is not to be taken for somebody else's.
+            mine = max(before, own())
+            return msgspec.structs.replace(health, busy=busy, own=mine, busy_at=clock.time())
     return health
 
 
@@ -113,7 +149,16 @@ def ask_all(
     enough: Callable[[], bool] = lambda: False,
     anew: bool = False,
 ) -> Flow[None]:
-    """Probe each endpoint once, however many entries share it, until all are known or `enough()`."""
+    """Probe each endpoint once, however many entries share it, until all are known or `enough()`.
+
+    Args:
+        endpoints: Whom to ask.
+        book: Where it is recorded.
+        clock: Tells the time.
+        seconds: Longest to wait; what takes longer goes on in the background.
+        enough: Whether waiting may end; asked whenever one has answered.
+        anew: Ask also those whose state is fresh.
+    """
     since = clock.time() - (0.0 if anew else FRESH_SECONDS)
     flows: list[Flow[Health]] = [probe(e, book, clock, since) for e in dict.fromkeys(endpoints)]
     for result in (yield Gather(flows, seconds, enough)):
