@@ -6,8 +6,8 @@ import signal
 import sqlite3
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +31,10 @@ from databases import (
 )
 from processes import can_fork, on_linux
 
+from maxwell.database.damage import SetAside
 from maxwell.database.file import Database
+from maxwell.database.patience import Locked
+from maxwell.database.schema import LEDGER, LIVE
 from maxwell.errors import LedgerError
 
 # Newer Pythons warn that a fork copies one thread only; that this does no harm is what is tested here.
@@ -203,6 +206,103 @@ def test_no_update_of_many_threads_is_lost(home: Path) -> None:
             thread.join(SOON)
         assert total(database) == 8 * 55
     assert written(home) == 8 * 55
+
+
+# --- those who may not wait
+
+
+@pytest.mark.parametrize("wal", [True, False])
+def test_who_may_not_wait_writes_and_reads_where_nobody_is_in_the_way(home: Path, wal: bool) -> None:
+    with closing(make(home, wal=wal)) as database:
+        with database.write_at_once() as db:
+            Add(5).apply(db)
+        assert database.read_at_once(TOTAL, ("a",)) == ([(5,)], [])
+        assert database.read_at_once(TOTAL, ("b",)) == ([(0,)], [])
+        database.later("a", Add(3))  # which the background writes at any moment
+        wait_until(lambda: reads(database))
+        wait_until(lambda: enters(database.write_at_once()))
+        assert written(home) == 8
+
+
+def test_what_waits_is_told_to_who_may_not_wait(home: Path) -> None:
+    with closing(make(home)) as database:
+        add(database)
+        waiting = Add(3)
+        with locked(home):
+            database.later("a", waiting)
+            while True:
+                with suppress(Locked):  # the background tries to write it
+                    assert database.read_at_once(TOTAL, ("a",)) == ([(1,)], [waiting])
+                    break
+
+
+@pytest.mark.parametrize("wal", [True, False])
+def test_who_may_not_wait_is_told_of_every_lock(home: Path, wal: bool) -> None:
+    with closing(make(home, wal=wal)) as database:
+        add(database)
+        with locked(home):
+            with pytest.raises(Locked), database.write_at_once():
+                pass
+            if wal:
+                assert database.read_at_once(TOTAL, ("a",))[0] == [(1,)]
+            else:
+                with pytest.raises(Locked):
+                    database.read_at_once(TOTAL, ("a",))
+        database.ready()  # others wrote, and that is all
+        with database.write_at_once() as db:
+            Add(1).apply(db)
+            refused = in_thread(lambda: [enters(database.write_at_once()), reads(database)])
+            assert refused == [False, False]
+        assert in_thread(lambda: [enters(database.write_at_once()), reads(database)]) == [True, True]
+        assert total(database) == 2
+
+
+TOTAL = "SELECT TOTAL(tokens) FROM day WHERE name = ?"
+
+
+def in_thread(work: Callable[[], list[bool]]) -> list[bool]:
+    found: list[bool] = []
+    thread = threading.Thread(target=lambda: found.extend(work()))
+    thread.start()
+    thread.join(SOON)
+    return found
+
+
+def enters(attempt: AbstractContextManager[object]) -> bool:
+    try:
+        with attempt:
+            return True
+    except Locked:
+        return False
+
+
+def reads(database: Database) -> bool:
+    try:
+        database.read_at_once(TOTAL, ("a",))
+    except Locked:
+        return False
+    return True
+
+
+def fail(db: sqlite3.Connection) -> None:
+    Add(1).apply(db)
+    db.execute("INSERT INTO nowhere VALUES (1)")
+
+
+def test_what_fails_for_other_reasons_is_an_error_of_the_ledger(home: Path) -> None:
+    with closing(make(home)) as database:
+        with pytest.raises(LedgerError, match="no such table"), database.write_at_once() as db:
+            fail(db)
+        with pytest.raises(LedgerError, match="no such table"):
+            database.read_at_once("SELECT * FROM nowhere")
+        assert total(database) == 0
+    home.rename(home.with_name("away"))
+    home.write_text("no directory")
+    with closing(make(home)) as database:
+        with pytest.raises(LedgerError, match="cannot be used"), database.write_at_once():
+            pass
+        with pytest.raises(LedgerError, match="cannot be used"):
+            database.read_at_once(TOTAL, ("a",))
 
 
 # --- signals: their handlers raise anywhere, Ctrl-C first of all
@@ -425,6 +525,47 @@ def test_what_a_new_file_begins_with_is_written_once(home: Path) -> None:
         assert total(database) == 7
         database.close()
         assert (total(database), len(begun)) == (7, 2)
+
+
+# --- what can be seen or learned again
+
+
+def test_only_the_ledger_survives_a_crash_of_the_machine(home: Path) -> None:
+    for wal, durable in ((True, 1), (False, 2)):
+        for schema, synchronous in ((LEDGER, durable), (LIVE, 0)):
+            with closing(Database(home, schema, wal=wal)) as database:
+                assert database.read("PRAGMA synchronous")[0] == [(synchronous,)]
+    assert {p.name for p in home.iterdir()} == {"ledger.db", "live.db"}
+    assert {p.stat().st_mode & 0o777 for p in home.iterdir()} == {0o600}
+
+
+def test_an_older_file_that_was_put_aside_makes_room_for_the_next(home: Path) -> None:
+    home.mkdir()
+    for number in range(3):
+        data = f"my diary, part {number} ".encode() * 300
+        (home / "live.db").write_bytes(data)
+        with closing(Database(home, LIVE)) as database:
+            with pytest.raises(SetAside), database.write():
+                pass
+            with database.write():
+                pass
+        assert (home / "live.db.damaged").read_bytes() == data
+
+
+def test_a_file_that_is_damaged_is_put_aside_once_by_all(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    home.mkdir()
+    (home / "live.db").write_bytes(b"my diary, and nothing else " * 300)
+    databases = [Database(home, LIVE) for _ in range(4)]
+    for database in databases:
+        with suppress(SetAside), database.write() as db:
+            db.execute("INSERT INTO learned VALUES (?, '', 0, '')", (str(id(database)),))
+    for database in databases:
+        (rows, _) = database.read("SELECT COUNT(*) FROM learned")
+        assert rows == [(3,)]
+        database.close()
+    assert len(caplog.records) == 1
 
 
 # --- without the write-ahead log

@@ -145,7 +145,7 @@ time.sleep(2.5)  # a failing attempt or two of the background
 used = ledger.usage(day)
 assert (used["free"].tokens, used["paid"].tokens, used["paid"].held_tokens) == (100, 7, 0), used
 limit(resource.RLIM_INFINITY)
-wait_until(lambda: not ledger.database._has_waiting())
+wait_until(lambda: not ledger.database._waiting)
 ledger.ready()
 reserve()
 """

@@ -33,7 +33,8 @@ from databases import (
 from processes import can_fork, ended, fork, on_linux
 
 from maxwell.clock import SystemClock
-from maxwell.database.file import Database
+from maxwell.database.file import BUSY_SECONDS, Database
+from maxwell.database.schema import LEDGER, LIVE, Schema
 from maxwell.errors import LedgerError
 from maxwell.ledger import Amount, Limit
 from maxwell.ledger.sqlite import SQLiteLedger
@@ -260,6 +261,36 @@ def test_a_worker_process_writes_what_waits_when_it_ends(
     command = [sys.executable, str(tmp_path / "program.py"), str(home), method, imported]
     subprocess.run(command, check=True, timeout=60)
     assert written(home) == 4
+
+
+@can_fork
+@pytest.mark.parametrize("order", [(LEDGER, LIVE), (LIVE, LEDGER)])
+def test_a_fork_does_not_wait_for_who_uses_two_files(home: Path, order: tuple[Schema, Schema]) -> None:
+    """Who decides by what is under way may look at the books meanwhile."""
+    files = {schema.file: Database(home, schema) for schema in order}
+    ledger, live = files["ledger.db"], files["live.db"]
+    add(ledger)
+    deciding, is_over = threading.Event(), threading.Event()
+
+    def decide() -> None:
+        while not is_over.is_set():
+            with live.write():
+                deciding.set()
+                for _ in range(20):
+                    assert total(ledger) == 1
+
+    thread = threading.Thread(target=decide)
+    thread.start()
+    assert deciding.wait(SOON)
+    began = time.monotonic()
+    for _ in range(20):
+        assert ended(fork(lambda: None)) == 0
+    took = time.monotonic() - began
+    is_over.set()
+    thread.join(SOON)
+    for database in (ledger, live):
+        database.close()
+    assert took < 2 * BUSY_SECONDS  # so long a fork would wait for a lock at most
 
 
 # --- nothing is left behind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import sqlite3
@@ -11,12 +12,24 @@ import time
 from functools import lru_cache
 from pathlib import Path
 
+from maxwell.errors import LedgerError
+
+log = logging.getLogger("maxwell")
+
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 # What an open connection does not get over when the file is well again. On a full disk it is kept: the file
 # could not even be opened again there to be read.
 _LASTING = (*_DAMAGE, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+BESIDE = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a database; they go with it
+_LEDGER = "the usage ledger"
+_ASIDE_SECONDS = 2.0  # for which another process is waited for that puts the same file aside
+
+
+class SetAside(LedgerError):
+    """A disposable file could not be understood. It is out of the way; the next use begins a new one."""
 
 
 def _code(error: BaseException) -> int:
@@ -43,19 +56,54 @@ def check(db: sqlite3.Connection) -> None:
     """Look at every page. Raises `sqlite3.DatabaseError` when one is damaged."""
     found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
     if found != "ok":
-        error = sqlite3.DatabaseError(" ".join(found.replace("***", "").split()))
-        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-        raise error
+        raise not_understood(" ".join(found.replace("***", "").split()))
 
 
-def explain(path: Path, error: BaseException) -> str:
-    """One sentence on why the database at `path` cannot be used. Keeps a copy of a damaged one."""
-    if is_damage(error):
+def not_understood(words: str) -> sqlite3.DatabaseError:
+    """The error of a file that is damaged, or as good as that."""
+    error = sqlite3.DatabaseError(words)
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
+
+
+def set_aside(path: Path, seen: tuple[int, int], error: BaseException) -> bool:
+    """Rename a damaged disposable file, in the place of one that was renamed before.
+
+    Args:
+        path: The file.
+        seen: Device and inode of the one that is damaged; another one is left alone.
+        error: What is wrong with it.
+
+    Returns:
+        Whether it is out of the way, by whoever's hand.
+    """
+    import filelock
+
+    try:
+        with filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=_ASIDE_SECONDS):
+            found = path.stat()
+            if (found.st_dev, found.st_ino) == seen:
+                for end in BESIDE:  # first: no new file may stand beside an old log for a moment
+                    Path(f"{path}{end}").unlink(missing_ok=True)
+                path.replace(f"{path}.damaged")
+                log.warning(
+                    "%s is damaged (%s) and begun anew; it is kept as %s.damaged", path, error, path.name
+                )
+    except FileNotFoundError:
+        return True
+    except (OSError, filelock.Timeout):
+        return False
+    return True
+
+
+def explain(path: Path, error: BaseException, called: str = _LEDGER) -> str:
+    """One sentence on why the database at `path` cannot be used. Keeps a copy of a damaged ledger."""
+    if is_damage(error) and called == _LEDGER:
         return (
-            f"the usage ledger {path} is damaged ({error}); {_kept(path)}; "
+            f"{called} {path} is damaged ({error}); {_kept(path)}; "
             "`maxwell usage rebuild` begins it anew from llm_usage.json"
         )
-    return f"the usage ledger {path} cannot be used: {_words(path, error)}"
+    return f"{called} {path} cannot be used: {_words(path, error)}"
 
 
 def _words(path: Path, error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""The user's one SQLite file, `~/.maxwell/ledger.db`, shared by all of that user's processes.
+"""A SQLite file in `~/.maxwell/` that is shared by all of the user's processes.
 
 One connection, safe from any thread and across forks. What need not be on disk before a call goes on is given
 to `later` and written by a background thread, or by the next transaction, whichever comes first.
@@ -12,17 +12,17 @@ import os
 import sqlite3
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from maxwell.database.background import background
-from maxwell.database.damage import check, explain, is_damage, is_lasting
+from maxwell.database.damage import SetAside, check, explain, is_busy, is_damage, is_lasting, set_aside
 from maxwell.database.filesystems import network_type
 from maxwell.database.lifetime import is_ending, watch
 from maxwell.database.patience import Locked, Patience
-from maxwell.database.schema import look, prepare, touch
+from maxwell.database.schema import LEDGER, Schema, look, prepare, touch
+from maxwell.database.waiting import Task, Waiting
 from maxwell.errors import LedgerError
 
 log = logging.getLogger("maxwell")
@@ -30,19 +30,8 @@ log = logging.getLogger("maxwell")
 T = TypeVar("T")
 
 BUSY_SECONDS = 5.0  # how long a lock of another process is waited for
-WRITE_SECONDS = 0.05  # what may wait is on disk this much later
-RETRY_SECONDS = 1.0  # and tried again this often while the file cannot be written
+RETRY_SECONDS = 1.0  # what waits is tried again this often while the file cannot be written
 HASTY_SECONDS = 0.2  # how long a lock is waited for by those who come after one who has waited in vain
-
-
-class Task(Protocol):
-    """Something to be written."""
-
-    def apply(self, db: sqlite3.Connection) -> None:
-        """Write it, in a transaction that may be rolled back and tried again."""
-
-    def merged(self, later: Any) -> Any:
-        """This task and a later one of the same key as one."""
 
 
 class Database:
@@ -50,13 +39,15 @@ class Database:
 
     Args:
         home: The user's Maxwell directory; made when it is missing.
-        begin: What to write into a new file; runs in the transaction that makes its tables.
+        schema: Which of the user's files it is.
+        begin: What to write into a new one; runs in the transaction that makes its tables. None = nothing.
         wal: Whether to use a write-ahead log; None = unless `home` is on a network file system, where SQLite
             cannot share one.
         patience: How long a lock of another process is waited for, in seconds.
 
     Attributes:
         before_close: Called before the file is closed, at exit too.
+        opened: How often it was opened so far; each time it may be another one.
     """
 
     _connection: sqlite3.Connection | None = None
@@ -64,19 +55,22 @@ class Database:
     def __init__(
         self,
         home: Path,
+        schema: Schema = LEDGER,
         *,
-        begin: Callable[[sqlite3.Connection], None],
+        begin: Callable[[sqlite3.Connection], None] | None = None,
         wal: bool | None = None,
         patience: float = BUSY_SECONDS,
     ) -> None:
         self.home = home
-        self.path = home / "ledger.db"
+        self.path = home / schema.file
+        self.schema = schema
         self._begin = begin
         self._wal = wal
         self._seconds = patience
         self.before_close: list[Callable[[], None]] = []
+        self.opened = 0
         self.start_afresh()
-        watch(self)
+        watch(self, first=schema.disposable)  # who decides by evidence may look at the books meanwhile
 
     def start_afresh(self) -> None:
         """Begin with nothing open, as a forked child does: what waits is the parent's to write."""
@@ -85,10 +79,7 @@ class Database:
         self._file = (0, 0)
         self._commit_patience = 0  # milliseconds
         self._damaged = (0, 0)  # the file that was seen to be damaged
-        self._told: deque[tuple[object, Task]] = deque()  # what `later` was given, not merged yet
-        self._waiting: dict[object, Task] = {}
-        self._taken: dict[object, Task] = {}  # being written
-        self._merging = threading.RLock()
+        self._waiting = Waiting()
         self._problem = ""
         self._failed_at = 0.0
         self._has_warned = False
@@ -98,7 +89,7 @@ class Database:
 
     def ready(self) -> None:
         """Raise `LedgerError` when the file cannot be written at present; looks at nothing when it could."""
-        if self._problem and (self._has_waiting() or time.monotonic() - self._failed_at < RETRY_SECONDS):
+        if self._problem and (self._waiting or time.monotonic() - self._failed_at < RETRY_SECONDS):
             raise LedgerError(self._problem)
         if self._problem or self._connection is None:
             with self.write() as db:
@@ -106,12 +97,11 @@ class Database:
 
     def later(self, key: object, task: Task) -> None:
         """Have `task` written soon; one of the same key that still waits is merged with it."""
-        # A finalizer may come in between at any moment, in this very thread, with a task of the same key.
-        self._told.append((key, task))
+        self._waiting.tell(key, task)
         if is_ending():
             self._write_waiting()
         else:
-            background.soon(self._write_waiting, RETRY_SECONDS if self._problem else WRITE_SECONDS)
+            background.soon(self._write_waiting, RETRY_SECONDS if self._problem else self.schema.seconds)
 
     @property
     def is_open(self) -> bool:
@@ -138,6 +128,12 @@ class Database:
                 except Locked as locked:
                     waits.rest(locked.error)
 
+    @contextlib.contextmanager
+    def write_at_once(self) -> Iterator[sqlite3.Connection]:
+        """`write` for those who may not wait: raises `Locked` while another process or thread is at it."""
+        with self._noting(), self._telling(), self._at_once(), self._transaction(at_once=True) as db:
+            yield db
+
     def read(self, query: str, parameters: Sequence[Any] = ()) -> tuple[list[Any], list[Task]]:
         """A query's rows, and what waits and therefore is not in them. Raises `LedgerError`."""
         return self.look(lambda db, waiting: (db.execute(query, parameters).fetchall(), waiting))
@@ -154,14 +150,18 @@ class Database:
             while True:
                 try:
                     with self._lock, self._snapshot() as db:
-                        self._merge()
-                        return work(db, list(self._waiting.values()))
+                        return work(db, self._waiting.tasks())
                 except sqlite3.OperationalError as error:
                     patience.rest(error)
 
+    def read_at_once(self, query: str, parameters: Sequence[Any] = ()) -> tuple[list[Any], list[Task]]:
+        """`read` for those who may not wait: raises `Locked` while another process or thread is at it."""
+        with self._telling(), self._at_once(), self._snapshot(at_once=True) as db:
+            return db.execute(query, parameters).fetchall(), self._waiting.tasks()
+
     def flush(self) -> None:
         """Write down what waits. Raises `LedgerError`."""
-        if self._has_waiting():
+        if self._waiting:
             with self.write():
                 pass
 
@@ -174,73 +174,56 @@ class Database:
             self.flush()
             for work in self.before_close:
                 work()
+        except LedgerError as error:
+            if not self.schema.disposable:
+                raise
+            self.warn(error)
         finally:
             with self._lock:
                 self._let_go()
-
-    # --- what waits
-
-    def _has_waiting(self) -> bool:
-        with self._merging:
-            return bool(self._told or self._waiting or self._taken)
-
-    def _merge(self) -> None:
-        with self._merging, contextlib.suppress(IndexError):
-            while True:
-                key, task = self._told.popleft()
-                known = self._waiting.pop(key, None)
-                self._waiting[key] = task if known is None else known.merged(task)
-
-    def _take(self) -> list[Task]:
-        with self._merging:
-            self._merge()
-            self._taken, self._waiting = self._waiting, {}
-            return list(self._taken.values())
-
-    def _put_back(self) -> None:
-        with self._merging:
-            back, self._taken = self._taken, {}
-            for key, task in self._waiting.items():
-                known = back.get(key)
-                back[key] = task if known is None else known.merged(task)
-            self._waiting = back
 
     def _write_waiting(self) -> None:
         """The background's turn."""
         try:
             self.flush()
         except LedgerError as error:
-            if not self._has_warned:
-                log.warning("%s; usage is kept in memory until it can be written down", error)
+            self.warn(error)
+
+    def warn(self, error: LedgerError) -> None:
+        """Say that the file cannot be used, once until it can."""
+        if not (self._has_warned or isinstance(error, SetAside)):  # of that one it is said already
+            log.warning("%s; %s", error, self.schema.meanwhile)
             self._has_warned = True
 
     # --- transactions
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, *, at_once: bool = False) -> Iterator[sqlite3.Connection]:
         """What `write` does once nobody else writes. Raises `Locked` before anything is done."""
         db = self._begun()
         try:
-            for task in self._take():
+            for task in self._waiting.take():
                 task.apply(db)
             yield db
-            self._commit(db)
+            self._commit(db, at_once)
         except BaseException as error:
             # What a signal's handler raises may come after the commit, and then nothing is to be undone.
             if isinstance(error, sqlite3.Error) or db is not self._connection or db.in_transaction:
-                self._put_back()
+                self._waiting.put_back()
                 self._roll_back(db)
             else:
-                self._taken = {}
+                self._waiting.done()
             raise
-        self._taken = {}
+        self._waiting.done()
         self._problem = ""
         self._has_warned = False
 
     @contextlib.contextmanager
-    def _snapshot(self) -> Iterator[sqlite3.Connection]:
+    def _snapshot(self, *, at_once: bool = False) -> Iterator[sqlite3.Connection]:
         """What several queries see is of one moment."""
         db = self._connected()
+        if at_once and self._commit_patience:
+            db.execute("PRAGMA busy_timeout = 0")
         if db.in_transaction:  # of this very thread, which has the lock
             yield db
             return
@@ -250,8 +233,8 @@ class Database:
         finally:
             self._roll_back(db)
 
-    def _commit(self, db: sqlite3.Connection) -> None:
-        if self._commit_patience:  # without a log it has to wait for readers
+    def _commit(self, db: sqlite3.Connection, at_once: bool) -> None:
+        if self._commit_patience and not at_once:  # without a log it has to wait for readers
             db.execute(f"PRAGMA busy_timeout = {self._commit_patience}")
         db.execute("COMMIT")
 
@@ -279,6 +262,21 @@ class Database:
             self._let_go()
 
     @contextlib.contextmanager
+    def _at_once(self) -> Iterator[None]:
+        """Wait for no thread, and say `Locked` of every lock and of nothing else."""
+        if not self._lock.acquire(blocking=False):
+            raise Locked(sqlite3.OperationalError("another thread uses it"))
+        try:
+            yield
+        except (Locked, sqlite3.OperationalError) as error:
+            found = error.error if isinstance(error, Locked) else error
+            if is_busy(found):
+                raise Locked(found) from error
+            raise found from error
+        finally:
+            self._lock.release()
+
+    @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:
         """Remember that writing failed, and try again while something waits."""
         try:
@@ -286,7 +284,7 @@ class Database:
         except LedgerError as error:
             self._problem = str(error)
             self._failed_at = time.monotonic()
-            if self._has_waiting():
+            if self._waiting:
                 background.soon(self._write_waiting, RETRY_SECONDS)
             raise
 
@@ -301,7 +299,9 @@ class Database:
                     self._let_go()
                     if is_damage(error):
                         self._damaged = self._file
-            raise LedgerError(explain(self.path, error)) from error
+            if is_damage(error) and self.schema.disposable and set_aside(self.path, self._damaged, error):
+                raise SetAside(f"{self.path} is begun anew") from error
+            raise LedgerError(explain(self.path, error, self.schema.called)) from error
 
     # --- the connection
 
@@ -312,6 +312,7 @@ class Database:
                 return self._connection
             self._let_go()
         self._connection = self._open()
+        self.opened += 1
         return self._connection
 
     def _identity(self) -> tuple[int, int]:
@@ -327,12 +328,13 @@ class Database:
         self._file = self._identity()
         db = sqlite3.connect(self.path, timeout=0.0, isolation_level=None, check_same_thread=False)
         try:
-            look(db, self.path)
+            look(db, self.path, self.schema)
             wal = "WAL" if self._use_wal() else "DELETE"
             mode = db.execute(f"PRAGMA journal_mode = {wal}").fetchone()[0]
             self._commit_patience = 0 if mode == "wal" else round(self._seconds * 1000)
-            db.execute(f"PRAGMA synchronous = {'NORMAL' if mode == 'wal' else 'FULL'}")
-            prepare(db, self._begin)
+            durable = "NORMAL" if mode == "wal" else "FULL"
+            db.execute(f"PRAGMA synchronous = {'OFF' if self.schema.disposable else durable}")
+            prepare(db, self.schema, self._begin)
             if self._damaged == self._file:
                 check(db)
                 self._damaged = (0, 0)
@@ -354,14 +356,9 @@ class Database:
         if self._wal is None:
             network = network_type(self.path)
             self._wal = network is None
-            if network is not None:
-                log.warning(
-                    "%s is on a network file system (%s): the ledger works without its write-ahead log, more "
-                    "slowly, and budgets hold only as far as that system's locks do; better set MAXWELL_HOME "
-                    "to a local directory",
-                    self.home,
-                    network,
-                )
+            if network is not None and self.schema.without_log:
+                words = "%s is on a network file system (%s): %s"
+                log.warning(words, self.home, network, self.schema.without_log)
         return self._wal
 
     def _let_go(self) -> None:

@@ -29,14 +29,23 @@ class Open(Protocol):
         """Begin with nothing open, in the child."""
 
 
-# It keeps none alive.
-_all: set[weakref.ref[Open]] = set()
+# It keeps none alive. The value is whether it is told first.
+_all: dict[weakref.ref[Open], bool] = {}
 _is_ending = False
 
 
-def watch(one: Open) -> None:
-    """Tell `one` of every fork, and of the end."""
-    _all.add(weakref.ref(one, _all.discard))
+def watch(one: Open, *, first: bool = False) -> None:
+    """Tell `one` of every fork, and of the end.
+
+    Args:
+        one: What is open.
+        first: Who uses it may come to use one that is not `first` meanwhile, never the other way round.
+    """
+    _all[weakref.ref(one, _forget)] = first
+
+
+def _forget(reference: weakref.ref[Open]) -> None:
+    _all.pop(reference, None)
 
 
 def is_ending() -> bool:
@@ -45,9 +54,9 @@ def is_ending() -> bool:
 
 
 def _alive() -> list[Open]:
-    """In one order, so that two threads that fork never wait for each other."""
-    found = [one for reference in _all.copy() if (one := reference()) is not None]
-    return sorted(found, key=id)
+    """In one order, so that threads that fork, or use several of them, never wait for each other."""
+    found = [(one, first) for reference, first in _all.copy().items() if (one := reference()) is not None]
+    return [one for one, first in sorted(found, key=lambda entry: (not entry[1], id(entry[0])))]
 
 
 def _end() -> None:
