@@ -11,8 +11,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from maxwell.decision import Candidate, Request
 from maxwell.registry.specs import PREFILL_FACTOR, Capabilities, LLMSpec
-from maxwell.scheduler import Candidate, Request, decide
+from maxwell.scheduler import decide
 from maxwell.speed import Learned, Sample, Speeds, from_json, learn, speeds_of, to_json
 from maxwell.speed.filters import DRIFT_A_CALL, MOST_SIGMAS, NOISE
 from maxwell.speed.learned import LIKELY_OVERHEAD, LIKELY_PROMPT

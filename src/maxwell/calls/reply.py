@@ -22,6 +22,13 @@ class Reply:
         prompt_estimate: Likely prompt tokens, for a server that does not report usage.
         began: When the request was sent, on the monotonic clock.
         receipt: Id of the call's receipt.
+
+    Attributes:
+        began: As given. Whoever prepares for long after making this sets it anew when the request goes out.
+        first: When the first of the reply itself came: text, reasoning or a tool call; None = not yet.
+        last: When the latest of it came.
+        held: Seconds for which whoever reads the text as it comes kept the next piece from being taken in.
+        timings: llama.cpp's own measurement.
     """
 
     def __init__(self, spec: LLMSpec, prompt_estimate: int, began: float, receipt: str = "") -> None:
@@ -30,20 +37,22 @@ class Reply:
         self.finish_reason: str | None = None
         self.error: Any = None
         self._prompt_estimate = prompt_estimate
-        self._began = began
-        self._first: float | None = None
+        self.began = began
+        self.first: float | None = None
+        self.last: float | None = None
+        self.held = 0.0
+        self.timings: wire.WireTimings | None = None
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._tools: dict[int, list[str]] = {}  # index -> id, name, arguments
         self._usage: wire.WireUsage | None = None
-        self._timings: wire.WireTimings | None = None
         self._model = ""
         self._chunks = 0
 
     @property
     def has_content(self) -> bool:
         """Whether anything of the reply itself has come: text, reasoning or a tool call."""
-        return self._first is not None
+        return self.first is not None
 
     def add(self, chunk: wire.Chunk, now: Callable[[], float]) -> str:
         """Take in one chunk; returns the text it adds, which may be empty. `now` is the monotonic clock."""
@@ -53,7 +62,7 @@ class Reply:
         if chunk.usage is not None:
             self._usage = chunk.usage
         if chunk.timings is not None:
-            self._timings = chunk.timings
+            self.timings = chunk.timings
         if chunk.model:
             self._model = chunk.model
         added = ""
@@ -73,8 +82,9 @@ class Reply:
         if not (text or reasoning or delta.tool_calls):
             return ""
         self._chunks += 1
-        if self._first is None:
-            self._first = now()
+        self.last = now()
+        if self.first is None:
+            self.first = self.last
         if text:
             self._text.append(text)
         if reasoning:
@@ -97,19 +107,27 @@ class Reply:
             known[2] += call.function.arguments or ""
 
     @property
+    def has_reasoning(self) -> bool:
+        """Whether reasoning has come that can be read."""
+        return bool(self._reasoning)
+
+    @property
     def usage(self) -> Usage:
         """What the server reported, else a careful count of what was seen, marked `estimated`."""
-        reported = wire.usage_of(self._usage, self._timings)
+        reported = wire.usage_of(self._usage, self.timings)
         if reported is not None:
             return reported
+        return Usage(self._prompt_estimate, self.seen_tokens(BYTES_PER_SEEN_TOKEN), estimated=True)
+
+    def seen_tokens(self, bytes_per_token: float) -> int:
+        """Tokens of the reply so far: its pieces, or its bytes by that ratio, whichever are more."""
         seen = sum(len(t.encode("utf-8", "replace")) for t in (*self._text, *self._reasoning))
         seen += sum(len(c[1]) + len(c[2]) for c in self._tools.values())
-        completion = max(self._chunks, math.ceil(seen / BYTES_PER_SEEN_TOKEN))
-        return Usage(self._prompt_estimate, completion, estimated=True)
+        return max(self._chunks, math.ceil(seen / bytes_per_token))
 
     def completion(self, now: float, attempts: list[str], usage: Usage, usd: float) -> Completion:
         """The reply as the caller gets it."""
-        timings = self._timings
+        timings = self.timings
         return Completion(
             text="".join(self._text),
             reasoning="".join(self._reasoning),
@@ -118,8 +136,8 @@ class Reply:
             usage=usage,
             cost_usd=usd,
             timings=Timings(
-                total_seconds=now - self._began,
-                first_token_seconds=None if self._first is None else self._first - self._began,
+                total_seconds=now - self.began,
+                first_token_seconds=None if self.first is None else self.first - self.began,
                 prompt_tokens_per_sec=timings.prompt_per_second if timings else None,
                 completion_tokens_per_sec=timings.predicted_per_second if timings else None,
             ),

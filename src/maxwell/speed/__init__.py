@@ -6,7 +6,30 @@ Until something was observed that is what the registry declares.
 
 from __future__ import annotations
 
-from maxwell.speed.learned import Learned, Seen, Speeds, from_json, learn, speeds_of, to_json
+from maxwell.speed.learned import (
+    LIKELY_LOAD,
+    LIKELY_WAKE,
+    Learned,
+    Seen,
+    Speeds,
+    from_json,
+    learn,
+    sizes_of,
+    speeds_of,
+    to_json,
+)
 from maxwell.speed.sample import Sample
 
-__all__ = ["Learned", "Sample", "Seen", "Speeds", "from_json", "learn", "speeds_of", "to_json"]
+__all__ = [
+    "LIKELY_LOAD",
+    "LIKELY_WAKE",
+    "Learned",
+    "Sample",
+    "Seen",
+    "Speeds",
+    "from_json",
+    "learn",
+    "sizes_of",
+    "speeds_of",
+    "to_json",
+]

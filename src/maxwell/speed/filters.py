@@ -201,9 +201,9 @@ class Mean(Struct, frozen=True, gc=False):
         weight = self.weight * MEMORY + 1.0
         return Mean(self.mean + (value - self.mean) / weight, weight, self.seen + 1)
 
-    def shrunk(self, assumed: float) -> float:
-        """The mean, drawn to what was assumed as long as few observations stand against it."""
-        return (PRIOR_CALLS * assumed + self.seen * self.mean) / (PRIOR_CALLS + self.seen)
+    def shrunk(self, assumed: float, calls: float = PRIOR_CALLS) -> float:
+        """The mean, drawn to what was assumed, as long as few observations stand against so many `calls`."""
+        return (calls * assumed + self.seen * self.mean) / (calls + self.seen)
 
 
 def _drift(at: float, now: float) -> float:

@@ -38,6 +38,7 @@ from maxwell.speed.sample import (
     told_writing,
 )
 from maxwell.speed.sizes import (
+    USUAL_CALLS,
     Text,
     assumed_length,
     length_of,
@@ -46,6 +47,7 @@ from maxwell.speed.sizes import (
     with_prompt,
     with_reply,
 )
+from maxwell.speed.slots import Slots, is_late
 
 # What is assumed of an entry before anything was observed.
 LIKELY_PROMPT = 500  # tokens of a prompt
@@ -71,6 +73,7 @@ class Learned(Struct, frozen=True, omit_defaults=True):
         lengths: Tokens of replies that came to their own end, by task; "" is all of them.
         prompts: Prompt tokens that had to be read.
         replies: Tokens of replies, however they ended.
+        slots: How many requests the server works at.
     """
 
     generation: Rate | None = None
@@ -83,6 +86,7 @@ class Learned(Struct, frozen=True, omit_defaults=True):
     lengths: dict[str, Mean] = {}
     prompts: Mean = Mean()
     replies: Mean = Mean()
+    slots: Slots = Slots()
 
 
 class Seen(Struct, frozen=True):
@@ -110,6 +114,7 @@ class Speeds(Struct, frozen=True, kw_only=True):
         bytes_per_token: UTF-8 bytes of text that make one token.
         load: Seconds from loading to ready.
         wake: Seconds that a sleeping server needs more than an awake one.
+        slots: Requests its server works at, by when calls had to wait; None = not known.
         seen: How many observations each rests on.
     """
 
@@ -121,40 +126,67 @@ class Speeds(Struct, frozen=True, kw_only=True):
     bytes_per_token: float
     load: float
     wake: float
+    slots: int | None = None
     seen: Seen
 
 
-def speeds_of(learned: Learned, spec: LLMSpec, key: str = "") -> Speeds:
+def speeds_of(learned: Learned, spec: LLMSpec, key: str = "", usual: Learned | None = None) -> Speeds:
     """What to expect of `spec`: as observed, where it was, else as declared or assumed.
 
     Args:
         learned: What calls taught about it.
         spec: The entry.
         key: What kind of task the length of a reply is wanted for; "" = any.
+        usual: What calls of all entries together taught of sizes; None = not known.
     """
     speed, prefill, overhead = _speed(learned, spec), _prefill(learned, spec), _overhead(learned) or 0.0
-    prompt, reply = learned.prompts.shrunk(LIKELY_PROMPT), learned.replies.shrunk(assumed_length(spec))
+    prompt, reply = _usual_sizes(learned, spec, usual)
     return Speeds(
         speed=speed,
         prefill=prefill,
         overhead=overhead,
         service=overhead + prompt / prefill + reply / speed,
-        completion=likely_length(learned.lengths, spec, key),
+        completion=likely_length(learned.lengths, spec, key, None if usual is None else usual.lengths),
         bytes_per_token=learned.text.bytes_per_token,
         load=LIKELY_LOAD if learned.load is None else learned.load.value,
         wake=LIKELY_WAKE if learned.wake is None else learned.wake.value,
-        seen=_seen(learned, key),
+        slots=learned.slots.number,
+        seen=_seen(learned, key, usual or learned),
     )
 
 
-def _seen(learned: Learned, key: str) -> Seen:
+def _usual_sizes(learned: Learned, spec: LLMSpec, usual: Learned | None) -> tuple[float, float]:
+    """Tokens that have to be read, and tokens of a reply, of a request as others make it."""
+    prompt, reply = float(LIKELY_PROMPT), assumed_length(spec)
+    if usual is None:
+        return learned.prompts.shrunk(prompt), learned.replies.shrunk(reply)
+    return (
+        learned.prompts.shrunk(usual.prompts.shrunk(prompt), USUAL_CALLS),
+        learned.replies.shrunk(usual.replies.shrunk(reply), USUAL_CALLS),
+    )
+
+
+def sizes_of(sample: Sample) -> Sample:
+    """What a call teaches of all entries: the sizes of what is asked and answered."""
+    return Sample(
+        prompt_tokens=sample.prompt_tokens,
+        cached_tokens=sample.cached_tokens,
+        completion_tokens=sample.completion_tokens,
+        estimated=sample.estimated,
+        key=sample.key,
+        cut=sample.cut,
+        capped=sample.capped,
+    )
+
+
+def _seen(learned: Learned, key: str, usual: Learned) -> Seen:
     by_clock, arrivals = _is_told(learned), learned.arrivals
     return Seen(
         speed=_times(learned.generation),
         prefill=_times(learned.prefill) if by_clock or arrivals is None else arrivals.read,
         overhead=_times(learned.overhead) if by_clock else _times(arrivals),
-        service=learned.replies.seen,
-        completion=_times(length_of(learned.lengths, key)),
+        service=learned.replies.seen or usual.replies.seen,
+        completion=_times(length_of(learned.lengths, key) or length_of(usual.lengths, key)),
         bytes_per_token=learned.text.seen,
         load=_times(learned.load),
         wake=_times(learned.wake),
@@ -181,8 +213,13 @@ def learn(learned: Learned, sample: Sample, spec: LLMSpec, now: float) -> Learne
         # A server that has just begun is slow in every way, which tells nothing about later calls.
         load, wake = _load(learned, sample, now), _wake(learned, sample, spec, now)
         return replace(learned, load=load, wake=wake, text=text, lengths=lengths)
-    fresh = fresh_tokens(sample)
+    fresh, slots, running = fresh_tokens(sample), learned.slots, sample.running
     whole = came_whole(sample, _speed(learned, spec))
+    late = None if whole else _late(learned, sample, spec)
+    if late is not None and running is not None and running >= 0:
+        if late and slots.has_begun_below(running):
+            sample = replace(sample, queued=True)
+        slots = slots.plus(running, late, now)
     generation = _generation(learned, sample, spec, now, whole=whole)
     learned = replace(learned, generation=generation)
     prefill, overhead, arrivals = learned.prefill, learned.overhead, learned.arrivals
@@ -204,6 +241,7 @@ def learn(learned: Learned, sample: Sample, spec: LLMSpec, now: float) -> Learne
         lengths=lengths,
         prompts=learned.prompts if fresh is None else learned.prompts.plus(fresh),
         replies=learned.replies if reply is None else learned.replies.plus(reply),
+        slots=slots,
     )
 
 
@@ -337,6 +375,19 @@ def _arrivals(learned: Learned, sample: Sample, spec: LLMSpec, now: float) -> Ar
     if first is None or fresh > MOST_SPEED * first:
         return learned.arrivals
     return arrived(before, fresh, first, now)
+
+
+def _late(learned: Learned, sample: Sample, spec: LLMSpec) -> bool | None:
+    """Whether the first token had to wait for other requests to end; None = cannot be told."""
+    first, fresh, overhead = first_seconds(sample), fresh_tokens(sample), _overhead(learned)
+    if first is None or fresh is None or sample.hidden_tokens:
+        return None
+    if overhead is None:
+        return None if sample.running else False  # the first one seen; where nobody else was, it had its slot
+    reading = told_reading(sample)
+    if reading is None:
+        return is_late(first, _first_token(learned, spec, fresh))
+    return is_late(first, overhead + reading[0] / reading[1])
 
 
 # --- cold starts

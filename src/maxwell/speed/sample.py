@@ -13,6 +13,7 @@ LEAST_WRITING = 0.05  # seconds of it
 LEAST_READ = 32  # tokens of a prompt from which its speed is measured; fewer cost one pass of the model
 # So many times faster than believed, and in that share of the call: a reply was held back on its way.
 WHOLE, WHOLE_SHARE = 16.0, 0.1
+HELD_SHARE = 0.1  # of the writing; where a reader held it up for longer, its pace is the reader's
 
 
 class Sample(Struct, frozen=True, kw_only=True):
@@ -30,9 +31,11 @@ class Sample(Struct, frozen=True, kw_only=True):
         server_prompt_speed: That speed, in tokens per second.
         server_completion_tokens: Tokens that the server's own generation speed is about.
         server_completion_speed: That speed, in tokens per second.
+        held_seconds: How long of the writing the server's words waited for whoever reads them.
         prompt_bytes: UTF-8 bytes of the prompt's text; None where it held more than text (images, tools).
         messages: Number of its messages.
         key: What kind of task it was; lengths are learned for each kind, too. "" = not said.
+        running: Other requests that ran at the server when it began; None = not known.
         queued: More requests than the server has slots were running when it began.
         cut: It did not come to its end: cancelled, timed out, broken off.
         capped: The reply ended because its tokens ran out.
@@ -51,9 +54,11 @@ class Sample(Struct, frozen=True, kw_only=True):
     server_prompt_speed: float | None = None
     server_completion_tokens: int | None = None
     server_completion_speed: float | None = None
+    held_seconds: float = 0.0
     prompt_bytes: int | None = None
     messages: int = 1
     key: str = ""
+    running: int | None = None
     queued: bool = False
     cut: bool = False
     capped: bool = False
@@ -113,11 +118,13 @@ def told_writing(sample: Sample) -> tuple[float, float] | None:
 
 
 def seen_writing(sample: Sample) -> tuple[float, float] | None:
-    """Tokens that came after the first one, and the seconds that took, maybe 0; None for too few of them."""
+    """Tokens that came after the first one, and the seconds they took, maybe 0; None where it is not told."""
     first, total, count = first_seconds(sample), sample.total_seconds, tokens(sample.completion_tokens)
     if first is None or total is None or count is None:
         return None
     if not 0 <= sample.hidden_tokens <= count - LEAST_WRITTEN:
+        return None
+    if not sample.held_seconds <= HELD_SHARE * (total - first):
         return None
     return count - sample.hidden_tokens - 1.0, total - first
 

@@ -15,6 +15,8 @@ TEXT_PRIOR = 200.0  # the assumed bytes per token count as so many tokens
 MESSAGE_TOKENS, REPLY_TOKENS = 5, 4  # what templates write around a message, and before the reply
 LEAST_BYTES, MOST_BYTES = 1.0, 16.0  # per token; outside of that something else was counted
 
+USUAL_CALLS = 50.0  # what is usual for all entries together counts as so many replies of one
+
 MOST_KEYS = 32
 MOST_KEY = 64  # characters
 
@@ -60,11 +62,21 @@ def possible_length(sample: Sample, spec: LLMSpec) -> float | None:
     return tokens(sample.completion_tokens, max(spec.capabilities.max_tokens, spec.capabilities.max_context))
 
 
-def likely_length(lengths: dict[str, Mean], spec: LLMSpec, key: str = "") -> float:
-    """Likely tokens of a reply: a task's own, drawn to the entry's, drawn to what is assumed."""
-    likely = lengths.get("", Mean()).shrunk(assumed_length(spec))
-    if key:
-        likely = lengths.get(key[:MOST_KEY], Mean()).shrunk(likely)
+def likely_length(
+    lengths: dict[str, Mean], spec: LLMSpec, key: str = "", usual: dict[str, Mean] | None = None
+) -> float:
+    """Likely tokens of a reply: a task's own, drawn to the entry's, drawn to what is assumed.
+
+    Where it is known what is `usual` for all entries together, the entry's own is drawn to that: it is the
+    task more than the model that makes replies long, and the mean of few replies is chance.
+    """
+    if usual is not None:
+        own = lengths.get(key[:MOST_KEY], Mean())
+        likely = own.shrunk(likely_length(usual, spec, key), USUAL_CALLS)
+    else:
+        likely = lengths.get("", Mean()).shrunk(assumed_length(spec))
+        if key:
+            likely = lengths.get(key[:MOST_KEY], Mean()).shrunk(likely)
     return min(likely, spec.capabilities.max_tokens)
 
 
