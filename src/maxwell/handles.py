@@ -10,11 +10,12 @@ from maxwell.calls import sync_driver
 from maxwell.calls.chat import Call, chat
 from maxwell.calls.effects import Flow
 from maxwell.calls.embed import embed
-from maxwell.calls.state import Entry, PoolState
+from maxwell.calls.entries import Entry
+from maxwell.calls.state import PoolState
+from maxwell.decision import Decision
 from maxwell.errors import EmptyReply
 from maxwell.registry.specs import EmbeddingSpec, LLMSpec
 from maxwell.requirements import ChatOptions, PromptOptions, chat_call, check_timeout, prompt_messages
-from maxwell.scheduler import Decision
 from maxwell.types import Completion, Message
 
 if TYPE_CHECKING:

@@ -5,29 +5,33 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from maxwell.calls import sync_driver
 from maxwell.calls.effects import Flow, T
+from maxwell.calls.mapping import mapping
+from maxwell.calls.retries import shared_budget
 from maxwell.calls.select import choose, choose_embedding, insist
 from maxwell.calls.state import PoolState
 from maxwell.calls.status import Status, statuses
 from maxwell.clock import Clock, SystemClock
+from maxwell.decision import Decision
 from maxwell.errors import LedgerError
 from maxwell.explain import ways_out
 from maxwell.handles import LLM, AsyncEmbedding, AsyncLLM, Embedding
 from maxwell.health import HealthBook
+from maxwell.learning import SpeedBook
 from maxwell.ledger import Ledger, Used
+from maxwell.maps import AsyncMapResults, Item, MapOptions, MapResults, Progress, planned
 from maxwell.receipts.book import ReceiptBook
 from maxwell.registry.endpoints import api_key
 from maxwell.registry.load import load
 from maxwell.registry.locate import find, maxwell_home
 from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Registry, Spec
 from maxwell.requirements import Needs, request, requirements
-from maxwell.scheduler import Decision
 from maxwell.types import Requirements
 
 if TYPE_CHECKING:
@@ -69,12 +73,16 @@ class _Pool:
         if ledger is None:
             ledger = _default_ledger(home, clock)
             database = ledger.database
+        self._live = live = _shared_live(home, clock)
         self._state = PoolState(
             registry,
             health=HealthBook(home / "health", clock),
             ledger=ledger,
             clock=clock,
             environ=environ,
+            flights=live.flights,
+            speeds=live.speeds,
+            retries=shared_budget(home, clock),
             receipts=ReceiptBook(
                 database, clock, log_content=log_content, secrets=_secrets(registry, environ)
             ),
@@ -128,6 +136,8 @@ class _Pool:
         # that it was used for have succeeded.
         with contextlib.suppress(LedgerError):
             self._state.ledger.close()
+        with contextlib.suppress(LedgerError):
+            self._live.database.close()
 
     def _choose(self, name: str | None, needs: Requirements) -> Flow[Decision]:
         return choose(self._state, request(needs), name=name, prompt=needs.prompt)
@@ -146,6 +156,36 @@ def _default_ledger(home: Path, clock: Clock) -> SQLiteLedger:
     if ledger is None:
         _ledgers[home] = ledger = SQLiteLedger(home, clock)
     return ledger
+
+
+class _Live:
+    """What all processes of a user know of the moment: who is at which server, and how fast these are.
+
+    Args:
+        home: The user's Maxwell directory.
+        clock: Tells the time.
+    """
+
+    def __init__(self, home: Path, clock: Clock) -> None:
+        from maxwell.database.file import Database
+        from maxwell.database.schema import LIVE
+        from maxwell.flights.sqlite import SQLiteFlights
+
+        self.database = Database(home, LIVE)
+        self.flights = SQLiteFlights(self.database, clock)
+        self.speeds = SpeedBook(self.database, clock)
+
+
+_lives: weakref.WeakValueDictionary[Path, _Live] = weakref.WeakValueDictionary()
+
+
+def _shared_live(home: Path, clock: Clock) -> _Live:
+    if not isinstance(clock, SystemClock):
+        return _Live(home, clock)
+    live = _lives.get(home)
+    if live is None:
+        _lives[home] = live = _Live(home, clock)
+    return live
 
 
 def _secrets(registry: Registry, environ: Mapping[str, str]) -> set[str]:
@@ -208,6 +248,41 @@ class LLMPool(_Pool):
         """How every entry stands; asks those not asked in the last 30 seconds, or all when `refresh`."""
         return self._run(statuses(self._state, refresh=refresh))
 
+    def map(
+        self,
+        items: Iterable[Item],
+        *,
+        ordered: bool = True,
+        at_most: int | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[MapOptions],
+    ) -> MapResults:
+        """Do many prompts on the whole pool at once: one queue, and whoever has a free slot takes the next.
+
+        There are as many calls at once as the eligible servers have free slots, each chosen and booked as a
+        single one would be. A call that its servers let down is made again while one is left, three times at
+        most, also where the reply had begun: nobody has seen a word of it. When no items are left, idle free
+        servers are given what still runs on slower free ones, too, and the first reply counts.
+
+        Args:
+            items: Prompts (`str`), conversations (lists of messages), or mappings with a "prompt" or
+                "messages" and options of their own. Taken as slots come free, so a generator may be endless.
+            ordered: Whether results come in the items' order; else as they come in.
+            at_most: Most calls at once.
+            progress: Called with the number of items done, how many of these failed, and how many there are
+                (None = not known) whenever one is done. What it raises ends the map.
+            **options: Requirements as in `get_lm` and options as in `generate`, for all items.
+                `system_prompt` goes with prompts only.
+
+        Returns:
+            An iterator of one `Mapped` an item. What went wrong with an item is its `error`, not raised.
+
+        Raises:
+            TypeError, ValueError: An argument or option is unknown, of the wrong type or out of range.
+        """
+        plan = planned(items, options, ordered=ordered, at_most=at_most, progress=progress)
+        return MapResults(sync_driver.iterate(mapping(self._state, plan), self._transport))
+
     def _run(self, flow: Flow[T]) -> T:
         return sync_driver.run(flow, self._transport)
 
@@ -256,6 +331,21 @@ class AsyncLLMPool(_Pool):
     async def health(self, *, refresh: bool = False) -> Sequence[Status]:
         """How every entry stands. See `LLMPool.health`."""
         return await self._run(statuses(self._state, refresh=refresh))
+
+    def map(
+        self,
+        items: Iterable[Item],
+        *,
+        ordered: bool = True,
+        at_most: int | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[MapOptions],
+    ) -> AsyncMapResults:
+        """Do many prompts on the whole pool at once. See `LLMPool.map`."""
+        from maxwell.calls import async_driver
+
+        plan = planned(items, options, ordered=ordered, at_most=at_most, progress=progress)
+        return AsyncMapResults(async_driver.iterate(mapping(self._state, plan), self._transport, []))
 
     async def _run(self, flow: Flow[T]) -> T:
         from maxwell.calls import async_driver

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
@@ -11,7 +13,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maxwell.calls import async_driver, sync_driver
-from maxwell.calls.effects import Close, Emit, Flow, Gather, Limits, Pull, Send, Sleep, TransportError
+from maxwell.calls.effects import (
+    Aside,
+    Close,
+    Emit,
+    First,
+    Flow,
+    Gather,
+    Handle,
+    Limits,
+    Pull,
+    Send,
+    Sleep,
+    Start,
+    Stop,
+    TransportError,
+)
+from maxwell.calls.running import let_cut
 from maxwell.types import HTTPRequest
 
 LIMITS = Limits()
@@ -32,7 +50,8 @@ def never() -> bool:
 class Script:
     """What the fake servers answer: for each path the pieces of its body, where an exception is raised.
 
-    A path that is missing refuses the connection; an `Event` among the pieces waits for it.
+    A path that is missing refuses the connection, the path "silent" gives no head until it is cut; an `Event`
+    among the pieces waits for it.
     """
 
     def __init__(self, **paths: Sequence[Any]) -> None:
@@ -56,9 +75,12 @@ class Exchange:
     def __init__(self, script: Script, request: HTTPRequest) -> None:
         self.path, *self.pieces = script.open(request)
         self.trace = script.trace
+        self.closed = threading.Event()
 
     def close(self) -> None:
-        self.trace.append(f"close {self.path}")
+        if not self.closed.is_set():
+            self.trace.append(f"close {self.path}")
+            self.closed.set()
 
     def next(self) -> Any:
         piece = self.pieces.pop(0) if self.pieces else b""
@@ -76,7 +98,10 @@ class SyncExchange(Exchange):
         if isinstance(piece, bytes):
             return piece
         self.trace.append(f"wait {self.path}")
-        assert piece.wait(20)
+        while not piece.wait(0.002):
+            if self.closed.is_set():
+                self.trace.append(f"cut {self.path}")
+                raise TransportError("closed", "cut while it was read")
         return b"woken"
 
 
@@ -97,7 +122,12 @@ class SyncTransport:
         self.script = script
 
     def send(self, request: HTTPRequest, limits: Limits) -> SyncExchange:
-        return SyncExchange(self.script, request)
+        exchange = SyncExchange(self.script, request)
+        if exchange.path == "silent":
+            let_cut(exchange.close)
+            assert exchange.closed.wait(20)
+            raise TransportError("closed", "cut before the head")
+        return exchange
 
     def close(self) -> None:
         pass
@@ -109,7 +139,13 @@ class AsyncTransport:
 
     async def send(self, request: HTTPRequest, limits: Limits) -> AsyncExchange:
         await asyncio.sleep(0)
-        return AsyncExchange(self.script, request)
+        exchange = AsyncExchange(self.script, request)
+        if exchange.path == "silent":
+            try:
+                await asyncio.sleep(20)
+            finally:
+                exchange.close()
+        return exchange
 
     async def close(self) -> None:
         pass
@@ -533,6 +569,338 @@ def test_several_loops_one_after_another_gather() -> None:
         assert asyncio.run(async_driver.run(flow, AsyncTransport(script))) == [1, None]
 
 
+# --- started
+
+
+def settling(trace: Trace, name: str, *effects: Any) -> Flow[None]:
+    """Yield the effects, and note how the flow is left; one that is told an error notes that, too."""
+    try:
+        for effect in effects:
+            _ = yield effect
+    except Exception as error:
+        trace.append(f"{name} was told {error}")
+        raise
+    finally:
+        trace.append(f"settle {name}")
+
+
+def soon(true: Callable[[], bool]) -> Flow[None]:
+    for _ in range(20_000):
+        if true():
+            return
+        yield Sleep(0.001)
+    raise AssertionError("it never happened")
+
+
+def begun(trace: Trace, *effects: Any) -> Flow[Handle]:
+    """Start a flow that yields these effects, and wait until it is at the last one."""
+    here = threading.Event()
+    handle: Handle = yield Start(settling(trace, "child", *effects[:-1], Aside(here.set), effects[-1]))
+    yield from soon(here.is_set)
+    yield Sleep(0.01)
+    return handle
+
+
+def read(path: str) -> Flow[None]:
+    exchange = yield to(path)
+    yield Pull(exchange)
+
+
+def test_a_started_flow_runs_beside_and_has_a_result(run: Run) -> None:
+    def flow(trace: Trace) -> Flow[Any]:
+        handle: Handle = yield Start(returning(7))
+        (first,) = yield First([handle])
+        assert first is handle
+        return handle.done, handle.result, handle.error
+
+    assert run(flow, Script()) == ([], (True, 7, None))
+
+
+def test_the_error_of_a_started_flow_is_in_its_handle(run: Run) -> None:
+    error = LookupError("mine")
+
+    def flow(trace: Trace) -> Flow[Any]:
+        handle: Handle = yield Start(raising(error))
+        yield First([handle])
+        return handle.done, handle.result, handle.error
+
+    assert run(flow, Script()) == ([], (True, None, error))
+
+
+def test_started_flows_run_side_by_side(run: Run) -> None:
+    def flow(trace: Trace) -> Flow[Any]:
+        here: list[int] = []
+
+        def child(i: int) -> Flow[int]:
+            here.append(i)
+            yield from soon(lambda: len(here) == 20)  # nobody ends before everybody has begun
+            return i
+
+        handles: list[Handle] = []
+        for i in range(20):
+            handle = yield Start(child(i))
+            handles.append(handle)
+        while not all(handle.done for handle in handles):
+            yield First([handle for handle in handles if not handle.done])
+        return [handle.result for handle in handles]
+
+    assert run(flow, Script()) == ([], list(range(20)))
+
+
+def test_first_waits_for_one_and_names_all_that_have_ended(run: Run) -> None:
+    release = threading.Event()
+
+    def flow(trace: Trace) -> Flow[Any]:
+        slow: Handle = yield Start(waiting("slow", trace))
+        fast: Handle = yield Start(returning(1))
+        assert (yield First([slow, fast], 20.0)) == [fast]
+        assert (yield First([slow, fast], 0.0)) == [fast]
+        release.set()
+        yield First([slow])
+        return (yield First([slow, fast], 0.0)) == [slow, fast]
+
+    assert run(flow, Script(slow=[release])) == ([], True)
+
+
+def test_first_ends_with_its_time(run: Run) -> None:
+    def flow(trace: Trace) -> Flow[Any]:
+        handle: Handle = yield Start(waiting("slow", trace))
+        at_once = yield First([handle], 0.0)
+        later = yield First([handle], 0.01)
+        return at_once, later, handle.done, (yield First([], None))
+
+    assert run(flow, Script(slow=[threading.Event()])) == ([], ([], [], False, []))
+
+
+def test_what_a_started_flow_emits_is_dropped(run: Run) -> None:
+    def flow(trace: Trace) -> Flow[Any]:
+        handle: Handle = yield Start(reading("a", trace))
+        yield Emit("mine")
+        yield First([handle])
+        return handle.result
+
+    assert run(flow, Script(a=[b"1", b"2"])) == (["mine"], "12")
+
+
+def test_what_is_stopped_while_it_reads_is_closed_and_cut(run: Run) -> None:
+    def flow(trace: Trace) -> Flow[Any]:
+        exchange: list[Any] = []
+
+        def child() -> Flow[None]:
+            exchange.append((yield to("slow")))
+            yield from settling(trace, "child", Pull(exchange[0]))
+
+        handle: Handle = yield Start(child())
+        yield from soon(lambda: "wait slow" in trace)
+        yield Stop(handle)
+        assert {"settle child", "close slow"} <= set(trace)
+        return handle.done, handle.result, handle.error
+
+    script = Script(slow=[threading.Event()])
+    assert run(flow, script) == ([], (True, None, None))
+    assert [t for t in script.trace if "told" in t] == []
+    assert script.trace.count("settle child") == 1
+
+
+@pytest.mark.parametrize("effect", [to("silent"), Sleep(10_000)], ids=["waits for a head", "sleeps"])
+def test_what_is_stopped_while_it_waits_ends_at_once(run: Run, effect: Any) -> None:
+    def flow(trace: Trace) -> Flow[Any]:
+        handle = yield from begun(trace, effect)
+        yield Stop(handle)
+        assert "settle child" in trace
+        return handle.done, handle.result, handle.error
+
+    script = Script(silent=[])
+    assert run(flow, script) == ([], (True, None, None))
+    assert [t for t in script.trace if "told" in t] == []
+    assert script.trace.count("close silent") == script.trace.count("send silent")
+
+
+def test_what_is_stopped_meanwhile_settles_at_once_and_its_work_aside_ends(run: Run) -> None:
+    release, ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        assert release.wait(20)
+        ended.set()
+
+    def flow(trace: Trace) -> Flow[Any]:
+        handle = yield from begun(trace, Aside(work))
+        yield Stop(handle)
+        seen = (handle.done, "settle child" in trace, ended.is_set())
+        release.set()
+        yield from soon(ended.is_set)
+        return seen
+
+    assert run(flow, Script()) == ([], (True, True, False))
+
+
+def test_a_flow_stopped_before_it_began_or_after_its_end_is_left_as_it_is(run: Run) -> None:
+    def flow(trace: Trace) -> Flow[Any]:
+        ended: Handle = yield Start(returning(7))
+        yield First([ended])
+        yield Stop(ended)
+        fresh: Handle = yield Start(waiting("slow", trace))
+        yield Stop(fresh)
+        yield Stop(fresh)
+        return ended.result, fresh.done, fresh.result, fresh.error
+
+    assert run(flow, Script(slow=[threading.Event()])) == ([], (7, True, None, None))
+
+
+def test_what_fails_while_it_is_stopped_says_so_in_its_handle(run: Run) -> None:
+    def child(trace: Trace) -> Flow[None]:
+        try:
+            yield from read("slow")
+        finally:
+            raise OSError("the disk is full")
+
+    def flow(trace: Trace) -> Flow[Any]:
+        handle: Handle = yield Start(child(trace))
+        yield from soon(lambda: "wait slow" in trace)
+        yield Stop(handle)
+        assert "close slow" in trace
+        return handle.done, str(handle.error)
+
+    assert run(flow, Script(slow=[threading.Event()])) == ([], (True, "the disk is full"))
+
+
+@pytest.mark.parametrize("how", ["ended", "failed", "left"])
+def test_whoever_is_gone_has_stopped_what_it_started(run: Run, how: str) -> None:
+    def grandchild(trace: Trace) -> Flow[None]:
+        yield from settling(trace, "grandchild", Sleep(10_000))
+
+    def child(trace: Trace) -> Flow[None]:
+        yield Start(grandchild(trace))
+        yield from waiting("slow", trace)
+
+    def flow(trace: Trace) -> Flow[Any]:
+        try:
+            yield Start(settling(trace, "sleeper", Sleep(10_000)))
+            yield Start(child(trace))
+            yield from soon(lambda: "wait slow" in trace)
+            yield Emit("here")
+            if how == "failed":
+                raise LookupError("mine")
+        finally:
+            trace.append("settle parent")
+
+    script = Script(slow=[threading.Event()])
+    run(flow, script, leave_after=1 if how == "left" else None)
+    settled = [t for t in script.trace if t.startswith("settle")]
+    assert settled[0] == "settle parent"
+    assert sorted(settled[1:]) == ["settle grandchild", "settle sleeper", "settle slow"]
+    assert "close slow" in script.trace
+
+
+def family(trace: Trace) -> Flow[None]:
+    """Start one that waits for ever, and wait for it."""
+    handle: Handle = yield Start(waiting("slow", trace))
+    yield from soon(lambda: "wait slow" in trace)
+    yield Emit("here")
+    yield from read("interrupts")
+    yield First([handle])
+
+
+def test_an_interrupt_stops_what_was_started() -> None:
+    script = Script(slow=[threading.Event()], interrupts=[KeyboardInterrupt()])
+    assert run_sync(family, script) == (["here"], (KeyboardInterrupt, ""))
+    assert "settle slow" in script.trace
+
+
+def test_an_abandoned_iteration_stops_what_it_started() -> None:
+    script = Script(slow=[threading.Event()])
+    steps: Generator[Any, None, None] = sync_driver.iterate(family(script.trace), SyncTransport(script))
+    assert next(steps) == "here"
+    del steps
+    assert script.trace[-1] in ("close slow", "cut slow")  # without the garbage collector's help
+    assert "settle slow" in script.trace
+
+
+def test_an_abandoned_async_iteration_stops_what_it_started() -> None:
+    script = Script(slow=[threading.Event()])
+
+    async def work() -> None:
+        steps = async_driver.iterate(family(script.trace), AsyncTransport(script), [])
+        assert await anext(steps) == "here"
+        del steps
+        gc.collect()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert {"settle slow", "close slow"} <= set(script.trace)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(work())
+
+
+def test_a_cancelled_task_stops_what_it_started_at_once() -> None:
+    script = Script(slow=[threading.Event()], interrupts=[threading.Event()])
+
+    async def work() -> None:
+        task = asyncio.create_task(async_driver.run(family(script.trace), AsyncTransport(script)))
+        while "wait interrupts" not in script.trace:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert {"settle slow", "close interrupts"} <= set(script.trace)
+        await asyncio.sleep(0.01)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(work())
+    assert "close slow" in script.trace
+
+
+def test_a_thread_inside_of_a_flow_may_be_the_one_that_drops_it() -> None:
+    """As the garbage collector does, which runs in whatever thread it likes."""
+
+    def child(trace: Trace) -> Flow[None]:
+        try:
+            yield from soon(lambda: bool(kept))
+            kept.pop().close()
+            yield to("never")
+        finally:
+            trace.append("settle child")
+
+    def flow(trace: Trace) -> Flow[None]:
+        yield Start(child(trace))
+        yield Emit("here")
+
+    script = Script(never=[])
+    kept: list[Generator[Any, None, None]] = []
+    steps = sync_driver.iterate(flow(script.trace), SyncTransport(script))
+    assert next(steps) == "here"
+    kept.append(steps)
+    for thread in threading.enumerate():
+        if thread.name == "maxwell-call":
+            thread.join(20)
+    assert script.trace == ["settle child"]
+
+
+_LEFT_OPEN = """
+from maxwell.calls import sync_driver
+from maxwell.calls.effects import Emit, Sleep, Start
+
+def child():
+    try:
+        yield Sleep(10_000)
+    finally:
+        print("settled", flush=True)
+
+def flow():
+    yield Start(child())
+    yield Sleep(0.1)
+    yield Emit(None)
+
+steps = sync_driver.iterate(flow(), None)
+next(steps)
+"""
+
+
+def test_what_was_started_settles_when_its_process_ends() -> None:
+    done = subprocess.run([sys.executable, "-c", _LEFT_OPEN], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "settled\n", "")
+
+
 # --- both drivers do the same
 
 OPERATIONS = st.lists(
@@ -543,6 +911,7 @@ OPERATIONS = st.lists(
         st.tuples(st.just("emit"), st.integers(0, 9)),
         st.tuples(st.just("sleep"), st.just(0)),
         st.tuples(st.just("gather"), st.sampled_from(["a", "broken", "missing"])),
+        st.tuples(st.just("start"), st.sampled_from(["a", "broken", "missing"])),
         st.tuples(st.just("nonsense"), st.just(0)),
         st.tuples(st.just("raise"), st.sampled_from(["mine", "yours"])),
     ),
@@ -581,6 +950,9 @@ def step(what: str, with_: Any, exchanges: list[Any]) -> Flow[Any]:
     elif what == "gather":
         (result,) = yield Gather([reading(with_, [])], 20.0, never)
         return str(result)
+    elif what == "start":
+        (first,) = yield First([(yield Start(reading(with_, [])))])
+        return f"{first.result} {first.error}"
     elif what == "nonsense":
         yield 7
     elif what == "raise":

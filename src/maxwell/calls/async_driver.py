@@ -1,13 +1,26 @@
-"""Runs flows on the running event loop: every effect is awaited."""
+"""Runs flows on the running event loop: every effect is awaited. Started flows get a task each."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from maxwell.calls.effects import Aside, Close, Emit, Flow, Gather, Pull, Send, Sleep, T
+from maxwell.calls.effects import (
+    Aside,
+    Close,
+    Emit,
+    First,
+    Flow,
+    Gather,
+    Pull,
+    Send,
+    Sleep,
+    Start,
+    Stop,
+    T,
+)
 from maxwell.calls.running import running
 from maxwell.calls.transport import AsyncExchange, AsyncTransport
 
@@ -20,28 +33,36 @@ async def run(flow: Flow[T], transport: AsyncTransport) -> T:
 
     A cancelled task closes the flow, so that it can settle its accounts, and cuts its exchanges.
     """
-    results: list[T] = []
-    async with contextlib.aclosing(iterate(flow, transport, results)) as steps:
+    result: T = await _drain(_Run(flow, transport))
+    return result
+
+
+def iterate(flow: Flow[Any], transport: AsyncTransport, results: list[Any]) -> AsyncGenerator[Any, None]:
+    """Run `flow`, yielding what it emits; its result is appended to `results`.
+
+    However it ends (closed, abandoned, cancelled, failed), the flow is closed, the flows it started are
+    stopped and its exchanges are cut.
+    """
+    return _drive(_Run(flow, transport), results)
+
+
+async def _drain(run: _Run) -> Any:
+    results: list[Any] = []
+    async with contextlib.aclosing(_drive(run, results)) as steps:
         async for _ in steps:
             pass
     return results[0]
 
 
-async def iterate(
-    flow: Flow[Any], transport: AsyncTransport, results: list[Any]
-) -> AsyncGenerator[Any, None]:
-    """Run `flow`, yielding what it emits; its result is appended to `results`.
-
-    However it ends (closed, abandoned, cancelled, failed), the flow is closed and its exchanges are cut.
-    """
-    opened: list[AsyncExchange] = []
-    running.add(flow)
+async def _drive(run: _Run, results: list[Any]) -> AsyncGenerator[Any, None]:
+    """Let `run` take one step after another until it ends."""
+    running.add(run.flow)  # not the run: exchanges cannot be cut once their loop stands still
     value: Any = None
     error: Exception | None = None
     try:
         while True:
             try:
-                effect = flow.send(value) if error is None else flow.throw(error)
+                effect = run.flow.send(value) if error is None else run.flow.throw(error)
             except StopIteration as stop:
                 results.append(stop.value)
                 return
@@ -50,43 +71,110 @@ async def iterate(
                 yield effect.value
                 continue
             try:
-                value = await _perform(effect, transport, opened)
+                value = await run.perform(effect)
             except Exception as caught:  # whatever an effect raises belongs to the flow
                 error = caught
     finally:
-        _leave(flow, opened)
+        run.close()
 
 
-async def _perform(effect: Any, transport: AsyncTransport, opened: list[AsyncExchange]) -> Any:
-    """Execute one effect and return its result."""
-    kind = type(effect)
-    if kind is Pull:
-        return await effect.exchange.read(effect.seconds)
-    if kind is Send:
-        exchange = await transport.send(effect.request, effect.limits)
-        opened.append(exchange)
-        return exchange
-    if kind is Close:
-        effect.exchange.close()
-        opened.remove(effect.exchange)
-        return None
-    if kind is Aside:
-        return await asyncio.get_running_loop().run_in_executor(None, effect.work)
-    if kind is Gather:
-        return await _gather(effect, transport)
-    if kind is Sleep:
-        return await asyncio.sleep(effect.seconds)
-    raise TypeError(f"not an effect: {effect!r}")
+class _Run:
+    """A flow under way.
+
+    Attributes:
+        opened: Exchanges it has not closed.
+        started: Flows it has started that have not ended.
+    """
+
+    def __init__(self, flow: Flow[Any], transport: AsyncTransport) -> None:
+        self.flow = flow
+        self.transport = transport
+        self.opened: list[AsyncExchange] = []
+        self.started: set[_Started] = set()
+
+    def close(self) -> None:
+        """End it; needs no await, so it works while a task is cancelled. Idempotent."""
+        running.discard(self.flow)
+        try:
+            self.flow.close()
+        finally:
+            for started in list(self.started):
+                started.close()
+            for exchange in self.opened:
+                exchange.close()
+
+    async def perform(self, effect: Any) -> Any:
+        """Execute one effect and return its result."""
+        kind = type(effect)
+        if kind is Pull:
+            return await effect.exchange.read(effect.seconds)
+        if kind is Send:
+            exchange = await self.transport.send(effect.request, effect.limits)
+            self.opened.append(exchange)
+            return exchange
+        if kind is Close:
+            effect.exchange.close()
+            return self.opened.remove(effect.exchange)
+        if kind is Aside:
+            return await asyncio.get_running_loop().run_in_executor(None, effect.work)
+        if kind is Gather:
+            return await _gather(effect, self.transport)
+        if kind is Sleep:
+            return await asyncio.sleep(effect.seconds)
+        if kind is Start:
+            return _Started(effect.flow, self)
+        if kind is First:
+            return await _first(effect.handles, effect.seconds)
+        if kind is Stop:
+            return await effect.handle.stop()
+        raise TypeError(f"not an effect: {effect!r}")
 
 
-def _leave(flow: Flow[Any], opened: list[AsyncExchange]) -> None:
-    """Close the flow, then whatever it left open; needs no await, so it works while a task is cancelled."""
-    running.discard(flow)
-    try:
-        flow.close()
-    finally:
-        for exchange in opened:
-            exchange.close()
+class _Started:
+    """A flow in a task of its own. See `Handle`."""
+
+    def __init__(self, flow: Flow[Any], parent: _Run) -> None:
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self._run = _Run(flow, parent.transport)
+        # Not the parent itself: it must end when its reader drops it.
+        siblings = parent.started
+        siblings.add(self)
+        self.task = asyncio.ensure_future(self._work())
+        self.task.add_done_callback(lambda _: siblings.discard(self))
+
+    @property
+    def done(self) -> bool:
+        """See `Handle`."""
+        return self.task.done()
+
+    async def _work(self) -> None:
+        try:
+            self.result = await _drain(self._run)
+        except Exception as error:  # handed over to whoever looks at it
+            self.error = error
+
+    def close(self) -> None:
+        """Let it settle now and be gone with the loop's next turns; never raises."""
+        try:
+            self._run.close()
+        except Exception as error:  # it failed while it settled; the others still have to be stopped
+            self.error = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self.task.cancel()
+
+    async def stop(self) -> None:
+        """Stop it and wait until it is gone."""
+        if not self.done:
+            self.close()
+            await asyncio.wait([self.task])
+
+
+async def _first(handles: Sequence[_Started], seconds: float | None) -> list[_Started]:
+    if handles:
+        tasks = [handle.task for handle in handles]
+        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    return [handle for handle in handles if handle.done]
 
 
 async def _gather(effect: Gather, transport: AsyncTransport) -> list[Any]:

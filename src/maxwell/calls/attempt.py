@@ -8,80 +8,115 @@ import msgspec
 
 from maxwell.backends.base import Backend
 from maxwell.calls.accounts import Account
+from maxwell.calls.admission import Place
 from maxwell.calls.counting import COUNT_LIMITS, chat_tokens
 from maxwell.calls.effects import Close, Exchange, Flow, Limits, Send, TransportError
+from maxwell.calls.entries import Entry
 from maxwell.calls.failures import broken, error_body, refusal, transport_failure
 from maxwell.calls.reading import read
 from maxwell.calls.reply import Reply
-from maxwell.calls.state import Entry, PoolState, has_budget
-from maxwell.errors import BackendError, StatusError
+from maxwell.calls.samples import Sent, sample_of
+from maxwell.calls.state import PoolState, has_budget
+from maxwell.errors import BackendError, StatusError, StreamBroken
 from maxwell.receipts.record import Record
 from maxwell.registry.specs import LLMSpec, Spec
 from maxwell.scheduler import LEAST_COMPLETION
-from maxwell.tokens import BYTES_PER_TOKEN, measure, upper_bound
+from maxwell.tokens import PromptSize, upper_bound
 from maxwell.types import ChatCall, Completion, HTTPRequest
+
+# Silence before the first content that is a fault of the server: so many times what is expected, but not less
+# than this, in seconds. Declared speeds of reading may be far off, so more while nothing has been learned.
+SILENCE_FACTOR = 3.0
+LEAST_SILENCE, LEAST_SILENCE_UNLEARNED = 60.0, 300.0
+LEARNED = 5  # observations
+# Where another one could answer, so much of the time left is given to the first content, or so many
+# times what is expected.
+SHARE_OF_TIME, SHARE_FACTOR = 0.5, 2.0
+IMPATIENT = 5.0  # seconds; a caller who does not wait so long learns nothing of a server that is silent
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """What every attempt of one call has in common.
+    """What is asked, and what every attempt of one call has in common.
 
     Attributes:
         chat: What to ask.
+        size: Its size.
+        key: What kind of reply it will have.
         most: Completion tokens that were asked for when choosing; None = not said.
         bytes_per_token: What the prompt's counting came to when choosing; None = it was not counted.
         deadline: When the whole call must be over, on the monotonic clock; None = never.
+        shares_time: Whether time must be left for somebody else.
         emit: Whether text is to be emitted as it comes.
         tried: Entries asked so far, the present one last.
         record: The call's receipt.
     """
 
     chat: ChatCall
+    size: PromptSize
+    key: str
     most: int | None
     bytes_per_token: float | None
     deadline: float | None
+    shares_time: bool
     emit: bool
     tried: Sequence[str]
     record: Record
 
 
-def attempt(state: PoolState, entry: Entry, task: Task) -> Flow[Completion]:
-    """Ask `entry`'s server; the reply is complete and booked when this returns.
+def attempt(state: PoolState, place: Place, task: Task) -> Flow[Completion]:
+    """Ask the server of `place`; the reply is complete and booked when this returns.
 
     Raises:
         BackendError: It failed; `StreamBroken` once content had begun.
         BudgetExceeded: The entry's budget has no room for it.
         LedgerError: The entry has a budget and the books cannot be kept.
     """
-    spec, chat = entry.spec, task.chat
+    entry, chat = place.entry, task.chat
+    spec = entry.spec
     assert isinstance(spec, LLMSpec)
-    backend = entry.backend()
+    backend = entry.backend(state.known(entry))
     _check_possible(entry, backend, chat)
-    likely, cap = yield from _sizes(state, entry, backend, task)
+    likely, cap = yield from _sizes(state, place, backend, task)
     account = Account(state, spec, task.record)
     now = state.clock.monotonic
     reply = Reply(spec, likely, now(), task.record.id)
+    patience = _patience(state, place, likely, task, now())
     exchange: Exchange | None = None
-    used = False
+    used = sent = False
+    cut = True
     try:
         yield from _reserve(state, entry, backend, task, account, cap)
         capped = msgspec.structs.replace(chat, max_tokens=account.max_tokens)
         request = backend.chat(spec, capped, entry.endpoint.key)
         yield from account.send()
-        used = True  # from here on the server may be working for us, whatever becomes of this call
-        exchange = yield from _open(state, entry, backend, request, limits_for(state, spec, task.deadline))
-        yield from read(exchange, backend, reply, now, emit=task.emit, secrets=entry.endpoint.secrets)
+        used = sent = True  # from here on the server may be working for us, whatever becomes of this call
+        reply.began = now()
+        limits = _limits(state, spec, task.deadline, patience)
+        exchange = yield from _open(state, entry, backend, request, limits)
+        silence = max(reply.began + patience.seconds - now(), 0.001)
+        secrets = entry.endpoint.secrets
+        yield from read(exchange, backend, reply, now, emit=task.emit, secrets=secrets, silence=silence)
         usage = account.sure(reply.usage, cut=False)
         usd = account.settle(usage)
-        used = False  # and booked
+        used = cut = False  # and booked
     except TransportError as error:
         used = error.stage not in ("refused", "connect")
-        failure = transport_failure(spec.name, error)
-        raise broken(failure, reply, account.sure(reply.usage, cut=True), now(), task.tried) from error
+        cut = False
+        failure = broken(
+            transport_failure(spec.name, error), reply, account.sure(reply.usage, cut=True), now(), task.tried
+        )
+        _note_silence(state, entry, failure, task, error, patience, now() - reply.began)
+        _learn(state, place, task, reply, failed=True)
+        raise failure from error
     except BackendError as error:
         used = exchange is not None  # a server that refuses has not worked
+        cut = False
         if exchange is not None:
             yield Close(exchange)  # it may still be generating
         failure = broken(error, reply, account.sure(reply.usage, cut=True), now(), task.tried)
+        note(state, entry, failure, task.record)
+        if sent:
+            _learn(state, place, task, reply, failed=True)
         if failure is error:
             raise
         raise failure from error
@@ -92,8 +127,109 @@ def attempt(state: PoolState, entry: Entry, task: Task) -> Flow[Completion]:
             account.settle(account.sure(reply.usage, cut=True))
         else:
             account.release()
-    state.health.note_success(entry.endpoint)
+        if sent and cut:  # the caller has left
+            _learn(state, place, task, reply, cut=True)
+    took = state.health.note_success(entry.endpoint)
+    _learn(state, place, task, reply, load_seconds=took)
     return reply.completion(now(), list(task.tried), usage, usd)
+
+
+def note(
+    state: PoolState, entry: Entry, failure: BackendError, record: Record, *, at_once: bool = False
+) -> None:
+    """What the failure says of the server, for everybody."""
+    words = record.words_of(failure)
+    state.health.note_fault(entry.endpoint, failure.kind, words, failure.retry_after, at_once=at_once)
+
+
+class Patience(msgspec.Struct, frozen=True):
+    """How long a server may be silent before its first content.
+
+    Attributes:
+        seconds: So long.
+        own: Whether that is Maxwell's own measure; else the caller has no more time.
+        expected: How long it is expected to be, in seconds.
+    """
+
+    seconds: float
+    own: bool
+    expected: float
+
+
+def _patience(state: PoolState, place: Place, prompt_tokens: int, task: Task, now: float) -> Patience:
+    candidate = place.candidate
+    speeds = state.speeds_of(place.entry)
+    is_learned = speeds is not None and speeds.seen.overhead >= LEARNED
+    expected = candidate.overhead + candidate.ready_in + prompt_tokens / candidate.prefill
+    least = LEAST_SILENCE if is_learned else LEAST_SILENCE_UNLEARNED
+    seconds = max(least, SILENCE_FACTOR * candidate.slowdown * expected)
+    if task.deadline is None:
+        return Patience(seconds, True, expected)
+    left = max(task.deadline - now, 0.001)
+    if task.shares_time:
+        left = min(max(SHARE_OF_TIME * left, SHARE_FACTOR * expected), left)
+    return Patience(min(seconds, left), seconds <= left, expected)
+
+
+def _limits(state: PoolState, spec: LLMSpec, deadline: float | None, patience: Patience) -> Limits:
+    limits = limits_for(state, spec, deadline)
+    return msgspec.structs.replace(
+        limits, first_byte=patience.seconds, connect=min(limits.connect or patience.seconds, patience.seconds)
+    )
+
+
+def _note_silence(  # noqa: PLR0913 - everything that is known of one failure
+    state: PoolState,
+    entry: Entry,
+    failure: BackendError,
+    task: Task,
+    error: TransportError,
+    patience: Patience,
+    elapsed: float,
+) -> None:
+    """A server that was silent for as long as it may is out at once; an impatient caller proves nothing."""
+    if error.stage in ("refused", "closed"):
+        note(state, entry, failure, task.record)
+        return
+    if error.stage == "connect" and patience.own:
+        note(state, entry, failure, task.record, at_once=True)
+        return
+    is_over = error.stage == "total" and task.deadline is not None
+    if (error.stage == "idle" or patience.own) and not is_over:
+        note(state, entry, failure, task.record, at_once=True)
+    elif isinstance(failure, StreamBroken):
+        return  # it was writing when the caller's time ran out
+    elif elapsed > max(SILENCE_FACTOR * patience.expected, IMPATIENT):
+        note(state, entry, failure, task.record)
+
+
+def _learn(  # noqa: PLR0913 - how it ended, three ways
+    state: PoolState,
+    place: Place,
+    task: Task,
+    reply: Reply,
+    *,
+    cut: bool = False,
+    failed: bool = False,
+    load_seconds: float | None = None,
+) -> None:
+    """Keep what this reply teaches of its entry."""
+    entry, candidate, size = place.entry, place.candidate, task.size
+    assert isinstance(entry.spec, LLMSpec)
+    has_more = size.images or task.chat.tools
+    sent = Sent(
+        prompt_bytes=None if has_more else size.text_bytes,
+        messages=size.messages,
+        key=task.key,
+        running=round(candidate.in_flight),
+        queued=candidate.slots is not None and candidate.in_flight >= candidate.slots,
+        asleep=candidate.state == "asleep",
+    )
+    sample = sample_of(reply, sent, state.clock.monotonic(), cut=cut, failed=failed)
+    if sample is not None:
+        if load_seconds is not None:
+            sample = msgspec.structs.replace(sample, load_seconds=load_seconds)
+        state.teach(entry, sample)
 
 
 def _reserve(
@@ -120,19 +256,19 @@ def _check_possible(entry: Entry, backend: Backend, chat: ChatCall) -> None:
         raise StatusError(f"backend {backend.name} does not obey grammars", llm=name, kind="unsupported")
 
 
-def _sizes(state: PoolState, entry: Entry, backend: Backend, task: Task) -> Flow[tuple[int, int]]:
+def _sizes(state: PoolState, place: Place, backend: Backend, task: Task) -> Flow[tuple[int, int]]:
     """Likely prompt tokens, and how many completion tokens to ask for.
 
     The caller's word counts, within the model's cap and context. Where the context leaves less than that,
     the server is asked to count the prompt: an estimate must not cut a reply short.
     """
-    candidate = state.candidate(entry)
+    candidate = place.candidate
     most = candidate.spec.capabilities.max_tokens
     wanted = min(task.chat.max_tokens or task.most or most, most)
-    likely = measure(task.chat.messages, task.chat.tools).estimate(task.bytes_per_token or BYTES_PER_TOKEN)
+    likely = task.size.estimate(task.bytes_per_token or candidate.bytes_per_token)
     if likely + wanted > candidate.context:
         limits = within(state, COUNT_LIMITS, task.deadline)
-        counted = yield from chat_tokens(entry, backend, task.chat, limits)
+        counted = yield from chat_tokens(place.entry, backend, task.chat, limits)
         likely = likely if counted is None else counted
     return likely, min(wanted, max(candidate.context - likely, LEAST_COMPLETION))
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NoReturn
 
 import msgspec
 
+from maxwell.calls.admission import Flight, Place, Wish, admit, has_other
 from maxwell.calls.attempt import Task, attempt
-from maxwell.calls.effects import Flow
-from maxwell.calls.probe import PROBE_SECONDS
-from maxwell.calls.select import learn
-from maxwell.calls.state import Entry, PoolState
+from maxwell.calls.effects import Flow, Sleep
+from maxwell.calls.entries import Entry
+from maxwell.calls.retries import backoff, may_ask_again
+from maxwell.calls.state import PoolState, task_of
+from maxwell.decision import Decision, Request
 from maxwell.errors import (
     AllAttemptsFailed,
     BackendError,
@@ -21,8 +24,7 @@ from maxwell.errors import (
     StreamBroken,
 )
 from maxwell.receipts.record import Record
-from maxwell.scheduler import Decision, Request, decide
-from maxwell.tokens import IMAGE_TOKENS, TEMPLATE_TOKENS_PER_MESSAGE, measure
+from maxwell.tokens import IMAGE_TOKENS, TEMPLATE_TOKENS_PER_MESSAGE, PromptSize, measure
 from maxwell.types import ChatCall, Completion
 
 MOST_ATTEMPTS = 3
@@ -31,7 +33,9 @@ MOST_ATTEMPTS = 3
 FINAL: frozenset[Fault] = frozenset(("bad_request", "content_policy"))
 
 # Failures of a server, whichever of its models was asked.
-OF_SERVER: frozenset[Fault] = frozenset(("refused", "timeout", "overloaded", "server_error", "bad_reply"))
+OF_SERVER: frozenset[Fault] = frozenset(
+    ("refused", "timeout", "overloaded", "server_error", "bad_reply", "broken_stream")
+)
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,90 +76,137 @@ def chat(state: PoolState, call: Call) -> Flow[Completion]:
 
 def _chat(state: PoolState, call: Call, record: Record) -> Flow[Completion]:
     """One attempt after another."""
-    deadline = None if call.seconds is None else state.clock.monotonic() + call.seconds
-    failed: list[BackendError] = []
-    refused: BudgetExceeded | LedgerError | None = None
-    tried: list[str] = []
-    task = Task(
-        chat=call.chat,
-        most=call.decision.request.needs.max_completion,
-        bytes_per_token=call.decision.request.bytes_per_token,
-        deadline=deadline,
-        emit=call.stream,
-        tried=tried,
-        record=record,
-    )
-    entry: Entry | None = state.llm(call.decision.ranked[0].spec.name)
-    while entry is not None and len(failed) < MOST_ATTEMPTS:
-        tried.append(entry.spec.name)
-        try:
-            with record.attempt(entry.spec):
-                return (yield from attempt(state, entry, task))
-        except StreamBroken:
-            raise
-        except (BudgetExceeded, LedgerError) as error:
-            refused = error
-        except BackendError as error:
-            failed.append(error)
-            state.health.note_fault(entry.endpoint, error.kind, record.words_of(error), error.retry_after)
-        if call.pinned or _is_final(failed) or _is_past(deadline, state):
-            break
-        entry = yield from _next(state, call, tried, failed, deadline)
-    _give_up(failed, refused)
+    course = _Course(state, call)
+    state.retries.earn()
+    first = state.llm(call.decision.ranked[0].spec.name)
+    wish: Wish | None = course.wish([[first]] if call.pinned else [state.llms], bound=first)
+    while wish is not None:
+        with Flight(state) as flight:
+            place = yield from admit(state, flight, wish, record)
+            if place is None:
+                wish = yield from course.again()
+                continue
+            task = course.task(place, wish, record)
+            try:
+                with record.attempt(place.entry.spec):
+                    return (yield from attempt(state, place, task))
+            except StreamBroken as error:
+                if call.stream:  # what was shown cannot be taken back
+                    raise
+                course.failed.append(error)
+            except (BudgetExceeded, LedgerError) as error:
+                course.refused = error
+            except BackendError as error:
+                course.failed.append(error)
+        wish = course.next() if course.may_go_on() else None
+    course.give_up()
 
 
-def _is_final(failed: Sequence[BackendError]) -> bool:
-    return bool(failed) and failed[-1].kind in FINAL
+class _Course:
+    """What has come of a call so far, and who may be asked next.
 
-
-def _is_past(deadline: float | None, state: PoolState) -> bool:
-    return deadline is not None and state.clock.monotonic() >= deadline
-
-
-def _give_up(failed: Sequence[BackendError], refused: BudgetExceeded | LedgerError | None) -> NoReturn:
-    """The one failure as it is; several as one error that names them all."""
-    if len(failed) > 1:
-        raise AllAttemptsFailed(failed) from failed[-1]
-    if failed:
-        raise failed[0]
-    assert refused is not None
-    raise refused
-
-
-def _next(
-    state: PoolState,
-    call: Call,
-    tried: Sequence[str],
-    failed: Sequence[BackendError],
-    deadline: float | None,
-) -> Flow[Entry | None]:
-    """The best LLM not tried yet, by every rule again and by what is known now; asks who was never asked.
-
-    A server that has just failed is left alone as long as there is another one.
+    Attributes:
+        failed: The failures, in order.
+        refused: Why the books did not allow it, the last time.
+        tried: Names of those asked, in order.
     """
-    untried = [e for e in state.llms if e.spec.name not in tried]
-    request = _request(call)
-    left = PROBE_SECONDS if deadline is None else deadline - state.clock.monotonic()
-    yield from learn(state, untried, request, seconds=max(0.0, min(left, PROBE_SECONDS)))
-    candidates = state.candidates(untried)
-    overflowed = [state.llm(f.llm) for f in failed if f.kind == "context_overflow"]
-    if overflowed:
-        least = max(state.candidate(entry).context for entry in overflowed)
-        candidates = [c for c in candidates if c.context > least]
-    # Where an estimate excludes everybody, the servers say themselves what fits; a refusal costs nothing.
-    unsized = msgspec.structs.replace(request, prompt_bytes=None)
-    ranked = decide(candidates, request).ranked or decide(candidates, unsized).ranked
-    ranking = [state.llm(s.spec.name) for s in ranked]
-    used = {state.llm(f.llm).endpoint.root for f in failed if f.kind in OF_SERVER}
-    fresh = [entry for entry in ranking if entry.endpoint.root not in used]
-    return next(iter(fresh or ranking), None)
+
+    def __init__(self, state: PoolState, call: Call) -> None:
+        self._state = state
+        self._call = call
+        self._size = measure(call.chat.messages, call.chat.tools)
+        self._request = _request(call, self._size)
+        self._deadline = None if call.seconds is None else state.clock.monotonic() + call.seconds
+        self.failed: list[BackendError] = []
+        self.refused: BudgetExceeded | LedgerError | None = None
+        self.tried: list[str] = []
+
+    def wish(
+        self, tiers: Sequence[Sequence[Entry]], *, bound: Entry | None = None, thrifty: bool = False
+    ) -> Wish:
+        """What the next attempt may be given."""
+        return Wish(
+            request=self._request,
+            bound=bound,
+            tiers=tiers,
+            more_than=self._too_little_context(),
+            deadline=self._deadline,
+            thrifty=thrifty,
+        )
+
+    def task(self, place: Place, wish: Wish, record: Record) -> Task:
+        """What is asked of the one who takes the call."""
+        self.tried.append(place.entry.spec.name)
+        asked_for = self._call.decision.request
+        may_share = self._deadline is not None and len(self.failed) + 1 < MOST_ATTEMPTS
+        return Task(
+            chat=self._call.chat,
+            size=self._size,
+            key=task_of(self._request),
+            most=asked_for.needs.max_completion,
+            bytes_per_token=asked_for.bytes_per_token,
+            deadline=self._deadline,
+            shares_time=may_share and has_other(self._state, wish, place.entry),
+            emit=self._call.stream,
+            tried=self.tried,
+            record=record,
+        )
+
+    def may_go_on(self) -> bool:
+        """Whether another attempt could mend it, and there is time for one."""
+        if len(self.failed) >= MOST_ATTEMPTS or (self.failed and self.failed[-1].kind in FINAL):
+            return False
+        return self._deadline is None or self._state.clock.monotonic() < self._deadline
+
+    def next(self) -> Wish:
+        """Those not asked yet, by every rule again; on servers that have not failed, if there is one."""
+        untried = [] if self._call.pinned else [e for e in self._state.llms if e.spec.name not in self.tried]
+        used = {self._state.llm(f.llm).endpoint.root for f in self.failed if f.kind in OF_SERVER}
+        fresh = [e for e in untried if e.endpoint.root not in used]
+        rest = [e for e in untried if e.endpoint.root in used]
+        # A budget's refusal has cost nobody anything.
+        tiers = [tier for tier in (fresh, rest) if tier]
+        thrifty = bool(tiers and self.failed) and self.refused is None and not self._state.retries.take()
+        return self.wish(tiers, thrifty=thrifty)
+
+    def again(self) -> Flow[Wish | None]:
+        """Nobody else may take it: after a while the last one asked once more, if that may help."""
+        if not self.failed:
+            return None
+        error = self.failed[-1]
+        entry = self._state.llm(error.llm)
+        asked = self.tried.count(error.llm)
+        if not may_ask_again(error.kind, asked):
+            return None
+        candidate = self._state.candidates([entry])[0]
+        pause = backoff(asked, self._state.draw())
+        left = math.inf if self._deadline is None else self._deadline - self._state.clock.monotonic()
+        # What a server says of a rate limit can be relied on: there is no use in waiting for less.
+        told = candidate.ready_in if candidate.state == "rate_limited" else 0.0
+        if max(pause, told) >= left or candidate.ready_in == math.inf or not self._state.retries.take():
+            return None
+        yield Sleep(pause)
+        return self.wish([], bound=entry)
+
+    def give_up(self) -> NoReturn:
+        """The one failure as it is; those of several servers as one error that names them all."""
+        if len({error.llm for error in self.failed}) > 1:
+            raise AllAttemptsFailed(self.failed) from self.failed[-1]
+        if self.failed:
+            raise self.failed[-1]
+        assert self.refused is not None
+        raise self.refused
+
+    def _too_little_context(self) -> int:
+        """The largest context that has proved too small."""
+        overflowed = [self._state.llm(f.llm) for f in self.failed if f.kind == "context_overflow"]
+        return max([self._state.candidate(entry).context for entry in overflowed], default=0)
 
 
-def _request(call: Call) -> Request:
+def _request(call: Call, size: PromptSize) -> Request:
     """What the choice was made for, and what the call is known to need by now."""
     chosen_for, chat = call.decision.request, call.chat
     needs = chosen_for.needs
-    size = measure(chat.messages, chat.tools)
     if chat.tools and needs.tools is None:
         needs = msgspec.structs.replace(needs, tools=True)
     if size.images and needs.vision is None:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from maxwell.backends.base import Backend
 from maxwell.calls.effects import Flow, Limits, T, TransportError
+from maxwell.calls.entries import Entry
 from maxwell.calls.probe import fetch
-from maxwell.calls.state import Entry
 from maxwell.registry.specs import LLMSpec
 from maxwell.types import ChatCall, HTTPRequest
 

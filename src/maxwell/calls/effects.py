@@ -10,7 +10,7 @@ left by `GeneratorExit`; it may clean up, but not yield again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from msgspec import Struct
@@ -107,6 +107,51 @@ class Gather(Struct, frozen=True):
     flows: list[Flow[Any]]
     seconds: float
     enough: Callable[[], bool]
+
+
+class Handle(Protocol):
+    """A flow that was started, as `First` and `Stop` know it."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended: with a result, with an error, or because it was stopped."""
+
+    @property
+    def result(self) -> Any:
+        """What it returned; None while it runs, and where it did not return."""
+
+    @property
+    def error(self) -> BaseException | None:
+        """What it ended with instead of a result."""
+
+
+class Start(Struct, frozen=True):
+    """Run a flow beside this one; what it emits is dropped. Result: its `Handle`.
+
+    When this flow ends or is left, whatever it started is stopped.
+    """
+
+    flow: Flow[Any]
+
+
+class First(Struct, frozen=True):
+    """Wait until one of the started flows has ended. Result: the list of those that have.
+
+    It is empty where there were none, or where `seconds` ran out; None = no limit.
+    """
+
+    handles: Sequence[Handle]
+    seconds: float | None = None
+
+
+class Stop(Struct, frozen=True):
+    """End a started flow. Result: None.
+
+    It is closed, so that it settles its accounts, and whatever it waits for is cut. Does nothing where it has
+    ended.
+    """
+
+    handle: Handle
 
 
 class TransportError(Exception):

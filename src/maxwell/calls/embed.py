@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from maxwell.backends.base import Backend
 from maxwell.calls.accounts import Account
-from maxwell.calls.attempt import limits_for, within
+from maxwell.calls.admission import Flight, admit_embedding
+from maxwell.calls.attempt import limits_for, note, within
 from maxwell.calls.counting import COUNT_LIMITS, text_tokens
-from maxwell.calls.effects import Flow, TransportError
+from maxwell.calls.effects import Flow, Sleep, TransportError
+from maxwell.calls.entries import Entry
 from maxwell.calls.failures import refusal, transport_failure
+from maxwell.calls.moment import ready_in
 from maxwell.calls.probe import fetch
-from maxwell.calls.state import Entry, PoolState
+from maxwell.calls.retries import backoff, may_ask_again
+from maxwell.calls.state import PoolState
 from maxwell.errors import (
     BackendError,
     CallTimeout,
@@ -79,8 +84,39 @@ def embed(
     with state.receipts.embed(asked, texts) as record, record.attempt(entry.spec):
         task = _Task(truncate, deadline, record)
         for start, batch in _batches(texts):
-            vectors += yield from _embed_batch(state, entry, batch, start, task)
+            vectors += yield from _insisting(state, entry, batch, start, task)
     return vectors
+
+
+def _insisting(
+    state: PoolState, entry: Entry, batch: list[str], start: int, task: _Task
+) -> Flow[list[list[float]]]:
+    """One batch; after a failure that may pass it is sent again, lest the batches before it be lost."""
+    state.retries.earn()
+    asked = 0
+    while True:
+        asked += 1
+        try:
+            with Flight(state) as flight:
+                yield from admit_embedding(state, flight, entry, task.deadline, task.record)
+                return (yield from _embed_batch(state, entry, batch, start, task))
+        except BackendError as error:
+            pause = backoff(asked, state.draw())
+            if not may_ask_again(error.kind, asked) or not _has_time(state, entry, pause, task.deadline):
+                raise
+            if not state.retries.take():
+                raise
+        yield Sleep(pause)
+
+
+def _has_time(state: PoolState, entry: Entry, pause: float, deadline: float | None) -> bool:
+    """Whether it may be asked again after `pause`, before the deadline."""
+    health = state.known(entry)
+    wait = 0.0 if health is None else ready_in(health, None, state.clock.time())
+    # What a server says of a rate limit can be relied on: there is no use in waiting for less.
+    told = wait if health is not None and health.state == "rate_limited" else 0.0
+    left = math.inf if deadline is None else deadline - state.clock.monotonic()
+    return wait < math.inf and max(pause, told) < left
 
 
 def _batches(texts: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
@@ -144,11 +180,9 @@ def _embed_batch(
         account.settle(account.sure(used, cut=False))
     except TransportError as error:
         sent = error.stage not in ("refused", "connect")
-        failure = transport_failure(spec.name, error)
-        _note(state, entry, failure, record)
-        raise failure from error
+        raise _broken_off(state, entry, error, task) from error
     except StatusError as error:
-        _note(state, entry, error, record)
+        note(state, entry, error, record)
         if error.kind != "context_overflow":
             raise
         raise (yield from _too_long(state, entry, batch, start, limit, deadline)) from error
@@ -163,8 +197,12 @@ def _embed_batch(
     return reply.vectors
 
 
-def _note(state: PoolState, entry: Entry, error: BackendError, record: Record) -> None:
-    state.health.note_fault(entry.endpoint, error.kind, record.words_of(error), error.retry_after)
+def _broken_off(state: PoolState, entry: Entry, error: TransportError, task: _Task) -> BackendError:
+    """The failure, noted unless the caller's own time was over."""
+    failure = transport_failure(entry.spec.name, error)
+    if error.stage != "total" or task.deadline is None:
+        note(state, entry, failure, task.record, at_once=error.stage in ("first_byte", "idle"))
+    return failure
 
 
 def _check_dimension(spec: EmbeddingSpec, vectors: list[list[float]]) -> None:

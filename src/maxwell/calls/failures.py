@@ -9,8 +9,9 @@ import msgspec
 from maxwell.backends.base import Backend
 from maxwell.calls.accounts import cost_usd
 from maxwell.calls.effects import Close, Exchange, Flow, Pull, TransportError
+from maxwell.calls.entries import Entry
 from maxwell.calls.reply import Reply
-from maxwell.calls.state import Entry, PoolState
+from maxwell.calls.state import PoolState
 from maxwell.errors import BackendError, CallTimeout, ConnectError, StatusError, StreamBroken
 from maxwell.types import Usage
 

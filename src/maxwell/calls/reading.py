@@ -14,11 +14,12 @@ from maxwell.calls.sse import SSEParser
 from maxwell.errors import DecodeError
 
 DONE = b"[DONE]"
+IDLE_SECONDS = 60.0  # without a word of the reply, once it has begun
 DRAIN_SECONDS = 1.0  # a stream that said everything may take this long to end, or its connection is dropped
 MOST_DOCUMENT = 64 * 1024 * 1024  # bytes of a reply that is not streamed
 
 
-def read(
+def read(  # noqa: PLR0913 - what is read, how, and what must not be said of it
     exchange: Exchange,
     backend: Backend,
     reply: Reply,
@@ -26,6 +27,7 @@ def read(
     *,
     emit: bool,
     secrets: Sequence[str],
+    silence: float | None = None,
 ) -> Flow[None]:
     """Take the body in; emits each piece of text when `emit`.
 
@@ -36,6 +38,8 @@ def read(
         now: The monotonic clock.
         emit: Whether to emit text as it comes.
         secrets: What must not be quoted from it.
+        silence: How long the first content may take, in seconds; None = as long as any other piece. Signs of
+            life without content do not prolong it, then or later.
 
     Raises:
         DecodeError: It is not the protocol, or it ends without a finish reason.
@@ -44,7 +48,7 @@ def read(
     """
     # A server that does not say what it sends is believed to do as it was asked.
     if "event-stream" in exchange.headers.get("content-type", "event-stream"):
-        yield from _read_stream(exchange, reply, now, emit)
+        yield from _read_stream(exchange, reply, now, emit, silence)
     else:
         yield from _read_document(exchange, reply, now, emit)
     if reply.error is not None:
@@ -53,12 +57,43 @@ def read(
         raise DecodeError("the reply ended without a finish reason", llm=reply.spec.name, kind="bad_reply")
 
 
-def _read_stream(exchange: Exchange, reply: Reply, now: Callable[[], float], emit: bool) -> Flow[None]:
+class _Silence:
+    """How long a stream has been without a word of the reply. Signs of life do not count.
+
+    Args:
+        reply: What has come.
+        now: The monotonic clock.
+        longest: How long the first word may take, in seconds; None = as long as any other piece.
+    """
+
+    def __init__(self, reply: Reply, now: Callable[[], float], longest: float | None) -> None:
+        self._reply = reply
+        self._now = now
+        self._longest = longest
+        self._since = now()
+        self._last = reply.last
+
+    def left(self) -> float | None:
+        """Seconds that the next piece may take; None = the usual. Raises TransportError when none is left."""
+        if self._reply.last is not self._last:
+            self._last, self._since = self._reply.last, self._now()
+            return None
+        before = not self._reply.has_content
+        longest = self._longest if before and self._longest is not None else IDLE_SECONDS
+        left = longest - (self._now() - self._since)
+        if left <= 0:
+            raise TransportError("idle", f"not a word of the reply for {longest:.3g} s", fresh=False)
+        return left if before and self._longest is not None else None
+
+
+def _read_stream(
+    exchange: Exchange, reply: Reply, now: Callable[[], float], emit: bool, longest: float | None
+) -> Flow[None]:
     """Server-sent events until `[DONE]`, an error frame or the end of the body."""
     parser = SSEParser()
-    pull = Pull(exchange)
+    silence = _Silence(reply, now, longest)
     try:
-        while piece := (yield pull):
+        while piece := (yield Pull(exchange, silence.left())):
             for data in parser.feed(piece):
                 if data == DONE:
                     yield from _drain(exchange)
@@ -67,13 +102,20 @@ def _read_stream(exchange: Exchange, reply: Reply, now: Callable[[], float], emi
                 if reply.error is not None:
                     return
                 if emit and text:
-                    yield Emit(text)
+                    yield from _shown(reply, text, now)
         rest = parser.end()
         text = "" if rest is None or rest == DONE else reply.add(decode_chunk(rest), now)
     except (msgspec.MsgspecError, ValueError) as error:  # ValueError: an event without end
         raise _not_a_chunk(reply, error) from None
     if emit and text:
-        yield Emit(text)
+        yield from _shown(reply, text, now)
+
+
+def _shown(reply: Reply, text: str, now: Callable[[], float]) -> Flow[None]:
+    """Hand text over. How long the reader then takes is no time of the server's."""
+    began = now()
+    yield Emit(text)
+    reply.held += now() - began
 
 
 def _read_document(exchange: Exchange, reply: Reply, now: Callable[[], float], emit: bool) -> Flow[None]:

@@ -8,13 +8,15 @@ import msgspec
 
 from maxwell.calls.counting import text_tokens
 from maxwell.calls.effects import Flow, Gather, Limits
+from maxwell.calls.entries import Entry
 from maxwell.calls.probe import PROBE_SECONDS, ask_all
-from maxwell.calls.state import Entry, PoolState, with_tokens
+from maxwell.calls.state import PoolState, with_tokens
+from maxwell.decision import Decision, Rejected, Request, Scored
 from maxwell.errors import BudgetExceeded, LedgerError, NoEligibleLM
 from maxwell.explain import refusal
 from maxwell.health import Health
 from maxwell.registry.specs import EmbeddingSpec
-from maxwell.scheduler import Decision, Rejected, Request, Scored, decide
+from maxwell.scheduler import PASSING, decide
 from maxwell.tokens import TEMPLATE_TOKENS_PER_MESSAGE
 
 # An estimate this close to the limit is worth asking the server's tokenizer: bytes / 4 is off by up to
@@ -97,10 +99,15 @@ def learn(
     yield from _ask(
         state,
         ranking,
-        lambda entry: bool(decide(state.candidates([entry]), request).ranked),
-        hopeless=not decide(state.candidates(entries), request).ranked,
+        lambda entry: _can_begin(state, [entry], request),
+        hopeless=not _can_begin(state, entries, request),
         seconds=seconds,
     )
+
+
+def _can_begin(state: PoolState, entries: Sequence[Entry], request: Request) -> bool:
+    """Whether one of them may be chosen by what is known now, and its server need not be waited for."""
+    return any(s.state not in PASSING for s in decide(state.candidates(entries), request).ranked)
 
 
 def _ask(

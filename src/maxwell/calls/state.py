@@ -5,99 +5,30 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime
 
 import msgspec
 
-from maxwell.backends import get_backend
-from maxwell.backends.base import Backend
 from maxwell.calls.effects import Aside, Flow
+from maxwell.calls.entries import Entry
+from maxwell.calls.moment import NOBODY, at_this_moment
+from maxwell.calls.outside import Outside
+from maxwell.calls.retries import RetryBudget
 from maxwell.clock import Clock
+from maxwell.decision import Candidate, Decision, Request
 from maxwell.errors import BudgetExceeded, LedgerError, UnknownName
-from maxwell.health import Endpoint, Health, HealthBook
+from maxwell.flights import Flights, Load
+from maxwell.flights.memory import MemoryFlights
+from maxwell.health import Health, HealthBook
+from maxwell.learning import USUAL, SpeedBook
 from maxwell.ledger import NANO, Ledger, Limit, Used
 from maxwell.ledger.days import budget_day, resets_at, zone
 from maxwell.receipts.book import ReceiptBook
-from maxwell.registry.endpoints import api_key, key_problem, root
 from maxwell.registry.specs import LLMSpec, Registry, Spec
-from maxwell.scheduler import SELECTABLE, Candidate, Decision, Request, decide
-
-
-class Entry:
-    """One declared LLM or embedding in use: its spec, where it lives, how it is spoken to.
-
-    Attributes:
-        spec: The declaration.
-        index: Its place in the registry.
-        endpoint: Its server, with the key this user sends.
-        key_problem: Why there is no key although one is needed, or None.
-    """
-
-    __slots__ = ("_declared", "_latest", "endpoint", "index", "key_problem", "spec")
-
-    def __init__(self, spec: Spec, index: int, registry: Registry, environ: Mapping[str, str]) -> None:
-        self.spec = spec
-        self.index = index
-        self.endpoint = Endpoint(root(spec.api_base), spec.backend, api_key(spec, registry, environ))
-        self.key_problem = key_problem(spec, registry, environ)
-        self._declared = get_backend(spec.backend or "openai")
-        # What was known and how the scheduler saw it, replaced as one so that threads never mix two.
-        self._latest: tuple[Health | None, Candidate] | None = None
-
-    def backend(self, health: Health | None = None) -> Backend:
-        """How to speak to it; an entry that names no backend is spoken to as what its server says it is."""
-        if self.spec.backend is None and health is not None and health.family in ("llamacpp", "vllm"):
-            return get_backend(health.family)
-        return self._declared
-
-    def blocked_by(self, health: Health | None) -> tuple[str, str]:
-        """Why it cannot be used although its server may be up: (reason, words), or two empty strings."""
-        if self.key_problem is not None:
-            return "key", self.key_problem
-        if health is None or not health.models:
-            return "", ""
-        backend = self.backend(health)
-        if backend.serves(self.spec.model, health.models) is not None:
-            return "", ""
-        if backend.answers_any_name and len(health.models) == 1:
-            return "", ""
-        served = ", ".join(m.id for m in health.models[:3]) + (", ..." if len(health.models) > 3 else "")
-        return "model_missing", f"{self.endpoint.root} does not serve {self.spec.model}; it serves {served}"
-
-    @property
-    def declared_context(self) -> int:
-        """Most tokens of one request, as declared."""
-        spec = self.spec
-        return spec.capabilities.max_context if isinstance(spec, LLMSpec) else spec.max_context
-
-    def context(self, health: Health | None) -> int:
-        """Most tokens of one request: as declared, or as the server tells when that is less."""
-        if health is None:
-            return self.declared_context
-        served = self.backend(health).serves(self.spec.model, health.models)
-        told = (served.context if served else None) or health.context
-        return min(self.declared_context, told or self.declared_context)
-
-    def refresh(self, health: Health | None) -> Candidate:
-        """This LLM as the scheduler is to see it. The value is shared: replace it, never change it."""
-        latest = self._latest
-        if latest is not None and _says_the_same(latest[0], health):
-            return latest[1]
-        spec = self.spec
-        assert isinstance(spec, LLMSpec)
-        reason, words = self.blocked_by(health)
-        candidate = Candidate(
-            spec=spec,
-            index=self.index,
-            state="unknown" if health is None else health.state,
-            detail=words or ("no answer to the health check" if health is None else health.detail),
-            blocked=reason or None,  # type: ignore[arg-type]
-            context=self.context(health),
-            honours_grammar=self.backend(health).honours_grammar,
-        )
-        self._latest = (health, candidate)
-        return candidate
+from maxwell.scheduler import SELECTABLE, decide
+from maxwell.speed import Sample, Speeds, sizes_of
 
 
 class PoolState:
@@ -109,6 +40,10 @@ class PoolState:
         ledger: What they used.
         clock: Tells the time.
         receipts: Where each call's decision and outcome are kept; None = nowhere.
+        flights: Who is at which server now; None = this pool alone is counted.
+        speeds: What calls teach of the entries; None = kept in memory.
+        retries: How many retries there may be; None = as many as one process may make.
+        draw: Gives random numbers in [0, 1).
         environ: Where API keys are found.
 
     Attributes:
@@ -116,7 +51,7 @@ class PoolState:
         told: Entries about whose prices a warning has been given.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts a pool is made of
         self,
         registry: Registry,
         *,
@@ -124,6 +59,10 @@ class PoolState:
         ledger: Ledger,
         clock: Clock,
         receipts: ReceiptBook | None = None,
+        flights: Flights | None = None,
+        speeds: SpeedBook | None = None,
+        retries: RetryBudget | None = None,
+        draw: Callable[[], float] = random.random,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         environ = os.environ if environ is None else environ
@@ -132,6 +71,11 @@ class PoolState:
         self.ledger = ledger
         self.clock = clock
         self.receipts = receipts or ReceiptBook(None, clock)
+        self.flights = MemoryFlights(clock) if flights is None else flights
+        self.speeds = SpeedBook(None, clock) if speeds is None else speeds
+        self.retries = RetryBudget(clock) if retries is None else retries
+        self.outside = Outside()
+        self.draw = draw
         self.zone = zone(registry.budget_timezone)
         self.llms = [Entry(spec, i, registry, environ) for i, spec in enumerate(registry.llms)]
         self.embeddings = [Entry(spec, i, registry, environ) for i, spec in enumerate(registry.embeddings)]
@@ -229,15 +173,44 @@ class PoolState:
         return None
 
     def candidate(self, entry: Entry) -> Candidate:
-        """One LLM entry as it stands now, budgets left aside."""
-        return entry.refresh(self.known(entry))
+        """One LLM entry as it is, whoever else is at its server and whatever its budget has left."""
+        return entry.refresh(self.known(entry), self.speeds_of(entry))
 
-    def candidates(self, entries: Iterable[Entry]) -> list[Candidate]:
-        """LLM entries as they stand now: health, real context, budget left."""
+    def speeds_of(self, entry: Entry, task: str = "") -> Speeds | None:
+        """What was learned of the entry; None = nothing."""
+        return entry.speeds(self.speeds.learned(entry.learned_as), self.speeds.learned(USUAL), task)
+
+    def teach(self, entry: Entry, sample: Sample) -> None:
+        """Keep what a call taught of its entry, and of the size of calls."""
+        assert isinstance(entry.spec, LLMSpec)
+        self.speeds.note(entry.learned_as, entry.spec, sample)
+        self.speeds.note(USUAL, entry.spec, sizes_of(sample))
+
+    def candidates(
+        self, entries: Iterable[Entry], loads: Mapping[str, Load] | None = None, task: str = ""
+    ) -> list[Candidate]:
+        """LLM entries as they stand now: health, real context, load, budget left.
+
+        Args:
+            entries: Whose.
+            loads: Who is at which server; None = as far as that is known without asking.
+            task: What kind of replies are expected (see `task_of`).
+        """
         now = self.clock.time()
-        get = self.health.get
-        found = [entry.refresh(get(entry.endpoint, now)) for entry in entries]
+        loads = self.flights.loads() if loads is None else loads
+        found = [self._candidate(entry, loads, task, now) for entry in entries]
         return self._with_books(found, now) if self._needs_books else found
+
+    def _candidate(self, entry: Entry, loads: Mapping[str, Load], task: str, now: float) -> Candidate:
+        health = self.health.get(entry.endpoint, now)
+        speeds = self.speeds_of(entry, task)
+        candidate = entry.refresh(health, speeds)
+        if health is None:
+            return candidate
+        load = loads.get(entry.endpoint.root, NOBODY)
+        root = entry.endpoint.root
+        others = self.outside.at(root, health, candidate.slots, candidate.service, now)
+        return at_this_moment(candidate, health, load, others, speeds, now)
 
     def _with_books(self, found: list[Candidate], now: float) -> list[Candidate]:
         try:
@@ -252,7 +225,17 @@ class PoolState:
     def decide(self, request: Request, *, name: str | None = None) -> Decision:
         """Choose among what is known now; endpoints never asked count as down."""
         entries = self.llms if name is None else [self.llm(name)]
-        return decide(self.candidates(entries), request, named=name is not None)
+        return self.decide_among(
+            self.candidates(entries, task=task_of(request)), request, named=name is not None
+        )
+
+    def decide_among(
+        self, candidates: Sequence[Candidate], request: Request, *, named: bool = False
+    ) -> Decision:
+        """Choose among `candidates`, by chance where what is known of their load is old."""
+        is_stale = any([c.counted for c in candidates])
+        draws = (self.draw(), self.draw()) if is_stale else None
+        return decide(candidates, request, named=named, draws=draws)
 
     def today(self, now: float | None = None) -> date:
         """The budget day it is."""
@@ -268,17 +251,9 @@ def _check_name(name: object) -> None:
         raise TypeError(f"a name must be a str, not {name!r}")
 
 
-def _says_the_same(one: Health | None, other: Health | None) -> bool:
-    """Whether two states make the same candidate: every successful call renews a state's time and no more."""
-    if one is None or other is None:
-        return one is other
-    return one is other or (
-        one.state == other.state
-        and one.detail == other.detail
-        and one.models is other.models
-        and one.context == other.context
-        and one.family == other.family
-    )
+def task_of(request: Request) -> str:
+    """What kind of replies a request will have, in so far as they may differ in length: its tags."""
+    return ",".join(sorted(request.needs.tags))
 
 
 def has_budget(spec: Spec) -> bool:

@@ -7,12 +7,17 @@ from typing import Literal
 from msgspec import Struct
 
 from maxwell.calls.effects import Flow
+from maxwell.calls.entries import Entry
 from maxwell.calls.probe import ask_all
-from maxwell.calls.state import Entry, PoolState, left_today
+from maxwell.calls.state import PoolState, left_today
 from maxwell.errors import LedgerError
 from maxwell.health import Health
 from maxwell.ledger import NANO, Used
 from maxwell.registry.specs import LLMSpec, Spec
+from maxwell.speed import Speeds
+
+FAR_OFF = 1.5  # times: so far may a declared speed be from the measured one before it is said
+SURELY = 3  # observations, before it is
 
 
 class Status(Struct, frozen=True, kw_only=True):
@@ -24,7 +29,10 @@ class Status(Struct, frozen=True, kw_only=True):
         health: What is known of its endpoint; None = it did not answer in time.
         problem: Why it cannot be used although its server answers, or "".
         context: Usable context in tokens: declared, or the server's when smaller.
-        slots: Requests its server takes at once; None = not told.
+        slots: Requests its server works on at once: declared, told or learned; None = not known.
+        in_flight: Calls of this user that its server works on now, or that are held back for it, those to
+            other entries of that server included.
+        measured: What calls showed of its speed; None = nothing yet.
         used: What it used today; None = the ledger cannot be read.
         tokens_left: What today's token budget has left; None = unlimited, or unknown where `used` is None.
         usd_left: What today's money budget has left; None = unlimited, or unknown where `used` is None.
@@ -38,6 +46,8 @@ class Status(Struct, frozen=True, kw_only=True):
     problem: str
     context: int
     slots: int | None
+    in_flight: int
+    measured: Speeds | None
     used: Used | None
     tokens_left: int | None
     usd_left: float | None
@@ -71,6 +81,7 @@ def statuses(state: PoolState, *, refresh: bool = False) -> Flow[list[Status]]:
 def _status(state: PoolState, entry: Entry, books: dict[str, Used] | None, resets_in: float) -> Status:
     spec, health = entry.spec, state.known(entry)
     is_llm = isinstance(spec, LLMSpec)
+    load, measured = state.flights.loads().get(entry.endpoint.root), state.speeds_of(entry)
     used = None if books is None else books.get(spec.name, Used())
     left = (None, None) if used is None else left_today(spec, used)
     return Status(
@@ -79,12 +90,14 @@ def _status(state: PoolState, entry: Entry, books: dict[str, Used] | None, reset
         health=health,
         problem=entry.blocked_by(health)[1],
         context=entry.context(health),
-        slots=None if health is None else health.slots,
+        slots=entry.slots(health, measured),
+        in_flight=0 if load is None else load.running + load.waiting,
+        measured=measured,
         used=used,
         tokens_left=left[0],
         usd_left=None if left[1] is None else left[1] / NANO,
         resets_in=resets_in,
-        remarks=tuple(_remarks(entry, health)),
+        remarks=(*_remarks(entry, health), *_speed_remarks(spec, measured)),
     )
 
 
@@ -111,3 +124,17 @@ def _remarks(entry: Entry, health: Health | None) -> list[str]:
     elif served is not None and served.dimension not in (None, spec.dimension):
         remarks.append(f"declares dimension {spec.dimension}, the server says {served.dimension}")
     return remarks
+
+
+def is_far_off(declared: float, measured: float) -> bool:
+    """Whether a declared speed is worth correcting."""
+    return max(declared, measured) > FAR_OFF * min(declared, measured)
+
+
+def _speed_remarks(spec: Spec, measured: Speeds | None) -> list[str]:
+    if measured is None or measured.seen.speed < SURELY or not isinstance(spec, LLMSpec):
+        return []
+    declared = spec.capabilities.speed_tokens_per_sec
+    if not is_far_off(declared, measured.speed):
+        return []
+    return [f"declares {declared:.3g} tokens a second, {measured.speed:.3g} were measured"]

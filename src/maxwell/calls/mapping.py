@@ -1,0 +1,364 @@
+"""One queue of prompts over the whole pool, as a flow: whoever has a free slot takes the next one.
+
+Each item is an ordinary call, started beside the flow and booked as any other, so it is decided at that very
+moment who takes it. What this module decides is how many calls there are at once, which of them are worth
+another try, and which are doubled at the end, when slots are idle and somebody slow is still at work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from maxwell.calls.chat import FINAL, Call, chat
+from maxwell.calls.effects import Emit, First, Flow, Handle, Send, Start, Stop
+from maxwell.calls.mapped import Asked, ItemError, Mapped, Plan, Results
+from maxwell.calls.probe import ask_all
+from maxwell.calls.select import choose, insist, learn
+from maxwell.calls.state import PoolState, has_budget
+from maxwell.decision import Decision, Reason, Request, Scored
+from maxwell.errors import AllAttemptsFailed, BackendError, Fault, NoEligibleLM
+from maxwell.queueing import remaining
+from maxwell.registry.endpoints import root
+from maxwell.registry.specs import LLMSpec
+from maxwell.types import Completion
+
+ANY_NUMBER = 16  # calls at once at a server that takes any number of them
+MOST_ROUNDS = 3  # calls made for one item, each with its own attempts
+AHEAD = 32  # items a slot that may be taken before their turn to be handed out
+LOOK_AGAIN = 0.25  # seconds between two looks at who has a free slot
+ASK_AGAIN = 1.0  # seconds between two rounds of asking everybody, while nobody can be chosen
+
+# Failures that may pass, or that another server does not have.
+PASSING: frozenset[Fault] = frozenset(
+    ("refused", "server_error", "timeout", "overloaded", "loading", "rate_limited", "broken_stream")
+)
+# Reasons that a server which was started again no longer has.
+OF_THE_MOMENT: frozenset[Reason] = frozenset(("down", "failing", "loading", "rate_limited"))
+
+
+def mapping(state: PoolState, plan: Plan) -> Flow[None]:
+    """Do all items; emits a `Mapped` for each.
+
+    Raises whatever `plan.items` and `plan.progress` raise.
+    """
+    yield from learn(state, state.llms, Request(needs=plan.needs))
+    course = _Course(state, plan)
+    while True:
+        patience = 0.0 if course.results.has_next() else LOOK_AGAIN
+        for handle in (yield First(course.handles(), patience)):
+            yield from course.ended(handle)
+        yield from course.start()
+        if course.results.has_next():
+            yield Emit(course.results.next())
+        elif not course.runs:
+            return
+
+
+# --- what is decided, from values alone
+
+
+def room(ranked: Sequence[Scored], running: int, at_most: int | None) -> int:
+    """How many calls there may be at once: one for each slot that others leave; never none.
+
+    Args:
+        ranked: Who could be called.
+        running: Calls of this map that are under way; they are among those that the servers have.
+        at_most: The caller's own limit; None = none.
+    """
+    slots = busy = 0.0
+    for scored in {root(s.spec.api_base): s for s in reversed(ranked)}.values():
+        if scored.slots is None:
+            slots += ANY_NUMBER
+        else:
+            slots += scored.slots
+            busy += scored.in_flight
+    others = max(busy - running, 0.0)
+    most = max(1, math.floor(slots - others))
+    return most if at_most is None else min(most, at_most)
+
+
+def may_take(ready: int, ahead: int, most: int) -> bool:
+    """Whether another item is to be taken while results lie ready and `ahead` items are not handed out yet.
+
+    Whoever reads slowly need not be worked for in advance, and one slow item must not let all slots idle.
+    """
+    return ready <= most and ahead < AHEAD * most
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether it is the servers' fault, so that another call may succeed."""
+    attempts = error.attempts if isinstance(error, AllAttemptsFailed) else [error]
+    kinds = [attempt.kind for attempt in attempts if isinstance(attempt, BackendError)]
+    return not PASSING.isdisjoint(kinds) and FINAL.isdisjoint(kinds)
+
+
+def may_return(error: BaseException) -> bool:
+    """Whether nobody could be chosen, and for somebody that may be out of date."""
+    if not isinstance(error, NoEligibleLM) or error.decision is None:
+        return False
+    return any(no.reason in OF_THE_MOMENT for no in error.decision.rejected)
+
+
+def work_seconds(scored: Scored) -> float:
+    """How long it is expected to work on the request, waiting left aside."""
+    waits = scored.slowdown * (scored.queue_wait + scored.ready_in)
+    return max(scored.seconds - scored.occupancy - waits, 0.0)
+
+
+def is_free(spec: LLMSpec) -> bool:
+    """Whether it may be asked twice for the same: it costs nothing and has no budget."""
+    return spec.is_free and not has_budget(spec)
+
+
+def spare(ranked: Sequence[Scored], at: str, left: float, promised: Mapping[str, int]) -> Scored | None:
+    """Who would be done with a request before the one that has it; the soonest of several.
+
+    Args:
+        ranked: Who could be called for it.
+        at: Root URL of the server that has it.
+        left: Seconds that it will probably still take there.
+        promised: Calls on their way to servers that do not count them yet, by root URL.
+    """
+    found = None
+    for s in ranked:
+        where = root(s.spec.api_base)
+        slots = ANY_NUMBER if s.slots is None else s.slots
+        idle = s.in_flight + promised.get(where, 0) < slots and not s.queue_wait and not s.ready_in
+        if where == at or not idle or not is_free(s.spec) or work_seconds(s) >= left:
+            continue
+        if found is None or work_seconds(s) < work_seconds(found):
+            found = s
+    return found
+
+
+# --- the course of a map
+
+
+class _Job:
+    """One item on its way to a result.
+
+    Attributes:
+        runs: Its calls under way: one, and at the end perhaps its double.
+        rounds: Calls made for it, doubles left aside.
+        deadline: When it must be over, on the monotonic clock; None = never, or not begun.
+        is_doubled: Whether it has ever had a double.
+    """
+
+    __slots__ = ("asked", "deadline", "index", "is_doubled", "item", "request", "rounds", "runs")
+
+    def __init__(self, index: int, item: Any, asked: Asked) -> None:
+        self.index = index
+        self.item = item
+        self.asked = asked
+        self.request = asked.request()
+        self.runs: list[_Run] = []
+        self.rounds = 0
+        self.deadline: float | None = None
+        self.is_doubled = False
+
+
+class _Run:
+    """One call under way.
+
+    Attributes:
+        only: The entry that has to take it; None = whoever is best.
+        at: Root URL of the server that has it; "" until it was sent.
+        since: When it was sent, on the monotonic clock.
+        expected: How long it was expected to take there, in seconds.
+    """
+
+    __slots__ = ("at", "decision", "expected", "handle", "job", "only", "since")
+
+    handle: Handle
+    decision: Decision
+
+    def __init__(self, job: _Job, only: Scored | None = None) -> None:
+        self.job = job
+        self.only = only
+        self.at = ""
+        self.since = 0.0
+        self.expected = 0.0
+
+    def sent(self, url: str, now: float) -> None:
+        """It goes to that server now."""
+        scored = {root(s.spec.api_base): s for s in reversed(self.decision.ranked)}
+        known = [where for where in scored if url.startswith(where + "/")]
+        where = max(known, key=len, default=url)
+        self.since = now
+        self.expected = work_seconds(scored.get(where, self.decision.ranked[0]))
+        self.at = where  # last: it says that the others are known
+
+
+class _Course:
+    """A map under way.
+
+    Attributes:
+        runs: The calls under way.
+        results: What has come of it so far.
+    """
+
+    def __init__(self, state: PoolState, plan: Plan) -> None:
+        self.runs: list[_Run] = []
+        self.results = Results(ordered=plan.ordered)
+        self._state = state
+        self._plan = plan
+        self._again: deque[_Job] = deque()
+        self._taken = 0
+        self._is_empty = False
+        self._asked_at = -math.inf
+        servers: dict[str, bool] = {}
+        for entry in state.llms:
+            assert isinstance(entry.spec, LLMSpec)
+            servers[entry.endpoint.root] = servers.get(entry.endpoint.root, True) and is_free(entry.spec)
+        self._free = {where for where, free in servers.items() if free}
+
+    def handles(self) -> list[Handle]:
+        """Those of the calls under way."""
+        return [run.handle for run in self.runs]
+
+    def start(self) -> Flow[None]:
+        """Start as many calls as there is room for; where there are no more items, doubles of slow ones."""
+        ranked = self._state.decide(Request(needs=self._plan.needs)).ranked
+        most = room(ranked, len(self.runs), self._plan.at_most)
+        while len(self.runs) < most:
+            job = self._next_job(most)
+            if job is not None:
+                job.rounds += 1
+                yield from self._begin(_Run(job))
+            elif self._is_empty and (double := self._double()) is not None:
+                double.job.is_doubled = True
+                yield from self._begin(double)
+            else:
+                return
+
+    def ended(self, handle: Handle) -> Flow[None]:
+        """A call has ended."""
+        run = next((run for run in self.runs if run.handle is handle), None)
+        if run is None:  # stopped meanwhile, because its double was first
+            return
+        job, error = run.job, handle.error
+        self._drop(run)
+        if error is None:
+            for loser in list(job.runs):
+                self._drop(loser)
+                yield Stop(loser.handle)
+            self._finish(job.index, job.item, completion=handle.result)
+        elif not isinstance(error, ItemError):
+            raise error
+        elif not job.runs:
+            if (yield from self._is_worth_another(job, error)):
+                self._again.append(job)
+            else:
+                # Its frames would keep everything alive that the call had in hand.
+                self._finish(job.index, job.item, error=error.with_traceback(None))
+
+    def _next_job(self, most: int) -> _Job | None:
+        """The next to be called for; items that are wrong have their result at once."""
+        if self._again:
+            return self._again.popleft()
+        while not self._is_empty and may_take(self.results.ready(), self._taken - self.results.given, most):
+            try:
+                item = next(self._plan.items)
+            except StopIteration:
+                self._is_empty = True
+                break
+            index, self._taken = self._taken, self._taken + 1
+            try:
+                return _Job(index, item, self._plan.read(item))
+            except (TypeError, ValueError) as error:
+                self._finish(index, item, error=error.with_traceback(None))
+        return None
+
+    def _begin(self, run: _Run) -> Flow[None]:
+        job, now = run.job, self._state.clock.monotonic()
+        if job.deadline is None and job.asked.seconds is not None:
+            job.deadline = now + job.asked.seconds
+        run.handle = yield Start(_call(self._state, run))
+        self.runs.append(run)
+        job.runs.append(run)
+
+    def _drop(self, run: _Run) -> None:
+        self.runs.remove(run)
+        run.job.runs.remove(run)
+
+    def _finish(
+        self,
+        index: int,
+        item: Any,
+        *,
+        completion: Completion | None = None,
+        error: ItemError | None = None,
+    ) -> None:
+        self.results.add(Mapped(index=index, item=item, completion=completion, error=error))
+        if self._plan.progress is not None:
+            self._plan.progress(self.results.done, self.results.failed, self._plan.total)
+
+    def _is_worth_another(self, job: _Job, error: ItemError) -> Flow[bool]:
+        """Whether another call for it may succeed, and somebody is left to be called."""
+        state = self._state
+        if job.rounds >= MOST_ROUNDS or not (may_pass(error) or may_return(error)):
+            return False
+        if job.deadline is not None and state.clock.monotonic() >= job.deadline:
+            return False
+        if not state.decide(job.request).ranked:
+            yield from self._ask_everybody()
+        return bool(state.decide(job.request).ranked)
+
+    def _ask_everybody(self) -> Flow[None]:
+        """A server that was down a moment ago may have been started again."""
+        state, now = self._state, self._state.clock.monotonic()
+        if now - self._asked_at >= ASK_AGAIN:
+            self._asked_at = now
+            yield from ask_all([e.endpoint for e in state.llms], state.health, state.clock, anew=True)
+
+    def _double(self) -> _Run | None:
+        """A second call for the item that takes longest; an idle server must be sooner done with it."""
+        now = self._state.clock.monotonic()
+        promised = Counter(root(run.only.spec.api_base) for run in self.runs if run.only and not run.at)
+        single = [run for run in self.runs if run.at in self._free and not run.job.is_doubled]
+        lefts = [(remaining(run.expected, now - run.since), run.job.index, run) for run in single]
+        for left, _, run in sorted(lefts, reverse=True):
+            found = spare(self._state.decide(run.job.request).ranked, run.at, left, promised)
+            if found is not None:
+                return _Run(run.job, found)
+        return None
+
+
+def _call(state: PoolState, run: _Run) -> Flow[Completion]:
+    """Choose, and call; see `get_lm` and `LLM.chat`."""
+    job, now = run.job, state.clock.monotonic
+    name = None if run.only is None else run.only.spec.name
+    decision = yield from choose(state, job.request, name=name, prompt=job.asked.prompt)
+    run.decision = insist(state, decision)
+    call = Call(
+        chat=job.asked.chat,
+        decision=run.decision,
+        pinned=name is not None,
+        seconds=None if job.deadline is None else max(job.deadline - now(), 0.001),
+    )
+    return (yield from _watched(chat(state, call), lambda url: run.sent(url, now())))
+
+
+def _watched(flow: Flow[Completion], sent: Callable[[str], None]) -> Flow[Completion]:
+    """`flow`, where `sent` is told each address that it sends to."""
+    value: Any = None
+    error: Exception | None = None
+    try:
+        while True:
+            try:
+                effect = flow.send(value) if error is None else flow.throw(error)
+            except StopIteration as stop:
+                done: Completion = stop.value
+                return done
+            if type(effect) is Send:
+                sent(effect.request.url)
+            value = error = None
+            try:
+                value = yield effect
+            except Exception as caught:
+                error = caught
+    finally:
+        flow.close()
