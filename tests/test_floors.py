@@ -19,8 +19,9 @@ FLOORS = [
     ["handles"],
     ["calls"],
     ["explain", "requirements", "receipts"],
-    ["scheduler", "health", "ledger", "backends", "speed"],
-    ["registry", "tokens", "database"],
+    ["scheduler", "health", "ledger", "backends", "learning", "flights"],
+    ["decision", "speed"],
+    ["registry", "tokens", "database", "breaker", "queueing"],
     ["types", "errors", "clock", "ending", "redaction"],
     ["amounts"],
 ]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import maxwell
-from maxwell import lm_pool
+from maxwell import lm_pool, maps
 from maxwell.calls import effects, transport
 from maxwell.calls.aiohttp_transport import AiohttpTransport
 from maxwell.calls.urllib3_transport import Urllib3Transport
@@ -19,13 +19,14 @@ TWINS: list[tuple[type, type]] = [
     (maxwell.LLM, maxwell.AsyncLLM),
     (maxwell.Embedding, maxwell.AsyncEmbedding),
     (maxwell.TextStream, maxwell.AsyncTextStream),
+    (maps.MapResults, maps.AsyncMapResults),
     (transport.SyncTransport, transport.AsyncTransport),
     (transport.SyncExchange, transport.AsyncExchange),
 ]
 # What waits for a server is awaited; what must work while a task is cancelled, or only makes a value, is not.
 NOT_AWAITED = {
     "AsyncLLM": {"stream"},
-    "AsyncLLMPool": {"from_registry", "is_outdated", "resets_at", "today", "usage", "ways_out"},
+    "AsyncLLMPool": {"from_registry", "is_outdated", "map", "resets_at", "today", "usage", "ways_out"},
     "AsyncExchange": {"close"},
 }
 RENAMED = {"aclose": "close", "__aiter__": "__iter__", "__anext__": "__next__"}
@@ -87,7 +88,7 @@ def test_every_effect_is_known_to_both_drivers() -> None:
     """An effect that one driver lacked would work in scripts and fail in services, or the other way round."""
     from maxwell.calls import async_driver, sync_driver
 
-    known = {"Send", "Pull", "Close", "Emit", "Sleep", "Gather", "Aside"}
+    known = {"Send", "Pull", "Close", "Emit", "Sleep", "Gather", "Aside", "Start", "First", "Stop"}
     yielded = {
         name
         for name, cls in vars(effects).items()

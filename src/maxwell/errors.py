@@ -31,7 +31,7 @@ from maxwell.amounts import money
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from maxwell.scheduler import Decision
+    from maxwell.decision import Decision
     from maxwell.types import Completion
 
 # What went wrong with a server, in the terms that decide what happens next.

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
 
 from maxwell.amounts import duration, money
-from maxwell.scheduler import (
-    LEAST_COMPLETION,
-    MAX_WEIGHT,
-    Candidate,
-    Decision,
-    Rejected,
-    Request,
-    Scored,
-    decide,
-)
+from maxwell.decision import Candidate, Decision, Rejected, Request, Scored
+from maxwell.scheduler import LEAST_COMPLETION, MAX_WEIGHT, PASSING, decide
+
+LEAST_TOLD = 0.05  # of the seconds saved: less of them saved to others is not worth words
 
 
 class Flip(Struct, frozen=True):
@@ -37,10 +32,11 @@ def flips(decision: Decision) -> list[Flip]:
     """The nearest weights below and above the one used at which the choice would change, lower one first.
 
     A score is a straight line in the weight, so two candidates change places where their lines cross. Of
-    several that cross at one weight, the steepest wins beyond it.
+    several that cross at one weight, the steepest wins beyond it. Where chance has decided between servers
+    whose load is not known, no weight would change the choice.
     """
     best = decision.chosen
-    if best is None or decision.by == "speed":
+    if best is None or decision.by != "score" or is_by_lot(decision.ranked):
         return []
     used = decision.request.needs.time_cost_weight
     below: list[tuple[float, float, str]] = []
@@ -58,9 +54,163 @@ def flips(decision: Decision) -> list[Flip]:
     return found + [Flip(weight, name) for weight, _, name in sorted(above)[:1] if weight < MAX_WEIGHT]
 
 
+class _WithScore(Protocol):
+    @property
+    def score(self) -> float: ...
+
+
+def is_by_lot(ranked: Sequence[_WithScore]) -> bool:
+    """Whether chance has put the first of them, ranked by score, before better ones."""
+    return any(s.score > ranked[0].score for s in ranked[1:2])
+
+
 def _fixed(scored: Scored) -> float:
     """The part of the score that does not depend on the weight."""
     return scored.utilization_bonus - scored.mills
+
+
+class _Standing(Protocol):
+    """How a candidate's server stood: of a decision (`Scored`) or of a receipt."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def failing(self) -> bool: ...
+    @property
+    def queue_wait(self) -> float: ...
+    @property
+    def ready_in(self) -> float: ...
+    @property
+    def slowdown(self) -> float: ...
+    @property
+    def in_flight(self) -> float: ...
+    @property
+    def slots(self) -> int | None: ...
+
+
+def delay(s: _Standing) -> float:
+    """Seconds until its server would begin."""
+    return s.slowdown * (s.queue_wait + s.ready_in)
+
+
+def standing(s: _Standing) -> str:
+    """What is special about its server now: "busy (2 of 2 slots; about 14 s)"; "" where nothing is."""
+    facts = ["failing"] if s.failing else []
+    if s.ready_in:
+        facts.append(_passing(s.state, duration(s.slowdown * s.ready_in)))
+    if s.queue_wait:
+        facts.append(f"busy ({_slots(s)}about {duration(s.slowdown * s.queue_wait)})")
+    elif s.in_flight and s.slots is not None:
+        facts.append(f"{math.ceil(s.in_flight):,} of {_plural(s.slots)} busy")
+    if s.slowdown != 1:
+        facts.append(f"{s.slowdown:.2g} times slower than usual")
+    return ", ".join(facts)
+
+
+def _passing(state: str, when: str) -> str:
+    if state == "rate_limited":
+        return f"rate-limited (for about {when})"
+    return f"{state} ({'awake' if state == 'asleep' else 'ready'} in about {when})"
+
+
+def _slots(s: _Standing) -> str:
+    if s.slots is None or not s.in_flight:
+        return ""
+    behind = math.ceil(s.in_flight) - s.slots
+    return f"{s.slots:,} of {_plural(s.slots)}{f', {behind:,} waiting' if behind > 0 else ''}; "
+
+
+def _plural(slots: int) -> str:
+    return f"{slots:,} slot{'' if slots == 1 else 's'}"
+
+
+def wait_or_spend(decision: Decision) -> str | None:
+    """One sentence on why to wait for the best one, or to pay for it rather than to wait for a cheaper one.
+
+    None where neither has to be done. The seconds compared are those of the score: until the last token, with
+    what a slot costs those that come after.
+    """
+    best = decision.chosen
+    if best is None:
+        return None
+    if not delay(best):
+        passed = _rather_waited_for(decision, best)
+        return None if passed is None else _spending(decision, best, passed)
+    lead = f"{best.spec.name} is {standing(best)}:"
+    if decision.by == "name":
+        return f"{lead} waiting, because it is the one you named."
+    sooner = next((s for s in decision.ranked[1:] if delay(s) < delay(best)), None)
+    if sooner is None:
+        return f"{lead} waiting, because nobody else can begin sooner."
+    return f"{lead} {_worth_waiting(decision, best, sooner)}: waiting."
+
+
+def _rather_waited_for(decision: Decision, best: Scored) -> Scored | None:
+    """The best of those that cost less than `best` and would be chosen if they had not to be waited for."""
+    weight = decision.request.needs.time_cost_weight
+    for s in decision.ranked[1:]:
+        if not delay(s):
+            continue
+        if decision.by == "speed":
+            if s.spec.is_free and not best.spec.is_free and s.speed > best.speed:
+                return s
+        elif s.mills < best.mills and s.score + weight * (delay(s) + s.occupancy) > best.score:
+            return s
+    return None
+
+
+def _spending(decision: Decision, best: Scored, passed: Scored) -> str | None:
+    lead = f"{passed.spec.name} is {standing(passed)}:"
+    if decision.by == "speed":
+        return f"{lead} {best.spec.name} can begin at once, and costs money: spending."
+    weight = decision.request.needs.time_cost_weight
+    if weight * (passed.seconds - best.seconds) < best.mills - passed.mills:
+        return None  # the bonus has decided
+    gain = f"{best.spec.name} saves {_saved(passed, best, weight)}"
+    return f"{lead} {gain}, and costs {_more(best, passed)}: spending."
+
+
+def _worth_waiting(decision: Decision, best: Scored, sooner: Scored) -> str:
+    """What would be had instead of `best`, which must be waited for."""
+    name, weight = sooner.spec.name, decision.request.needs.time_cost_weight
+    lost = best.seconds - sooner.seconds
+    if lost > 0 and sooner.mills > best.mills:
+        return f"{name} would save {_saved(best, sooner, weight)}, but costs {_more(sooner, best)}"
+    if lost >= 0:
+        why = "was drawn by lot" if sooner.score > best.score else "fills its context better"
+        return f"{name} would save {_figure(lost)} s, but {best.spec.name} {why}"
+    dearer = f", which costs {_more(sooner, best)}" if sooner.mills > best.mills else ""
+    earlier = _own(sooner) - _own(best)
+    if earlier > 0:
+        return f"even so it is done {_figure(earlier)} s before {name}{dearer}"
+    spared = _figure(sooner.occupancy - best.occupancy)
+    return f"even so it costs other calls {spared} s less than {name}{dearer}"
+
+
+def _own(s: Scored) -> float:
+    """Seconds until the last token, without what it costs others."""
+    return s.seconds - s.occupancy
+
+
+def _saved(later: Scored, sooner: Scored, weight: float) -> str:
+    """What is saved by the sooner one, in seconds and in mills; how much of it is saved to others."""
+    seconds, others = later.seconds - sooner.seconds, later.occupancy - sooner.occupancy
+    shared = f" ({_figure(others)} s of them to other calls)" if others >= LEAST_TOLD * seconds else ""
+    return f"{_figure(seconds)} s{shared}, worth {_mills(weight * seconds)} at weight {weight:g}"
+
+
+def _more(one: Scored, other: Scored) -> str:
+    return f"{_mills(one.mills - other.mills)}{' more' if other.mills else ''}"
+
+
+def _mills(value: float) -> str:
+    figure = _figure(value)
+    return f"{figure} mill{'' if figure == '1' else 's'}"
+
+
+def _figure(value: float) -> str:
+    """Three digits are enough, and 1e+03 is none that people read."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{float(f'{value:.3g}'):.10f}".rstrip("0").rstrip(".")
 
 
 def ways_out(candidates: Sequence[Candidate], decision: Decision) -> list[str]:
@@ -83,10 +233,13 @@ def _way(no: Rejected, asked: int | None) -> tuple[int, float, str] | None:
         return 1, excess, f"ask {name} for at most {no.have - prompt:,.0f} tokens"
     if no.reason == "max_completion":
         return 1, no.need - no.have, f"ask {name} for at most {no.have:,.0f} tokens"
-    if no.reason == "loading":
-        return 2, 0, f"wait for {name}, it is loading"
-    if no.reason == "rate_limited":
-        return 2, 1, f"wait for {name}, it is rate limited"
+    if no.reason in PASSING:
+        is_, then = (
+            ("loading", "ready in about") if no.reason == "loading" else ("rate-limited", "ask again in")
+        )
+        if no.resets_in:
+            return 2, no.resets_in, f"{name} is {is_}: {then} {duration(no.resets_in)}"
+        return 2, math.inf, f"wait for {name}, it is {is_}"
     if no.reason == "budget":
         return 3, no.resets_in, f"{name}: budget resets in {duration(no.resets_in)}"
     if no.reason == "down":

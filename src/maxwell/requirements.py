@@ -7,7 +7,8 @@ from typing import Any, TypedDict, get_args
 
 import msgspec
 
-from maxwell.scheduler import Request, check_weight
+from maxwell.decision import Request
+from maxwell.scheduler import check_weight
 from maxwell.tokens import TEMPLATE_TOKENS_PER_MESSAGE, utf8_length
 from maxwell.types import ChatCall, Message, Requirements, Tier
 

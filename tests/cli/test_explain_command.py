@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from click.testing import Result
 from command_line import one_line, unreachable, unstyled
 
-from maxwell.testing import FakeServer
+from maxwell.lm_pool import LLMPool
+from maxwell.testing import FakeServer, faults
 from maxwell.testing.fixtures import FakeServers, WriteRegistry
 
 Run = Callable[..., Result]
@@ -36,7 +38,9 @@ def test_shows_every_candidate_with_every_term(run: Run, servers: list[FakeServe
     result = run("explain", "Why is the sky blue?")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
-    heading = "RANK LLM SCORE COST (MILLS) SECONDS BONUS WAIT READ WRITE TOKENS CONTEXT SPEED"
+    heading = (
+        "RANK LLM SCORE COST (MILLS) SECONDS BONUS WAIT OVERHEAD READ WRITE OTHERS TOKENS CONTEXT SPEED NOW"
+    )
     assert " ".join(lines[0].split()) == heading
     assert lines[1].split()[:2] == ["1", "cheap"]
     assert lines[2].split()[:2] == ["2", "fast"]
@@ -52,8 +56,13 @@ def test_the_terms_shown_make_up_the_score(run: Run, servers: list[FakeServer]) 
     for scored in told(run("explain", "--json", "-w", "2.5", "hello"))["ranked"]:
         expected = -scored["mills"] - 2.5 * scored["seconds"] + scored["utilization_bonus"]
         assert scored["score"] == pytest.approx(expected)
-        parts = scored["wait_seconds"] + scored["prompt_seconds"] + scored["completion_seconds"]
-        assert parts == pytest.approx(scored["seconds"])
+        assert sum_of_parts(scored) == pytest.approx(scored["seconds"])
+
+
+def sum_of_parts(scored: dict[str, Any]) -> float:
+    parts = ("wait", "ready_in", "overhead", "prompt", "completion")
+    at_its_pace: float = scored["slowdown"] * sum(scored[f"{part}_seconds"] for part in parts)
+    return at_its_pace + float(scored["occupancy_seconds"])
 
 
 def test_the_choice_does_flip_at_the_weight_it_names(run: Run, servers: list[FakeServer]) -> None:
@@ -70,10 +79,95 @@ def test_the_choice_does_flip_at_the_weight_it_names(run: Run, servers: list[Fak
     assert "flips to cheap below weight" in run("explain", "-w", "10", "hello").stdout
 
 
+@pytest.fixture
+def contended(fake_server: FakeServers, write_registry: WriteRegistry) -> Iterator[None]:
+    """A free LLM that would be chosen but has its only slot taken, one that loads, and a paid one."""
+    busy, loading, paid = fake_server(slots=1), fake_server(), fake_server()
+    write_registry(
+        busy.llm_entry("box", capabilities={"speed_tokens_per_sec": 60}),
+        loading.llm_entry("other", capabilities={"speed_tokens_per_sec": 50}),
+        paid.llm_entry("paid", cost_per_1k_tokens=0.012, capabilities={"speed_tokens_per_sec": 120}),
+    )
+    loading.set_state("loading")
+    busy.fail(faults.Silence(after=1), path="/v1/chat/completions")
+    with LLMPool.from_registry() as pool, pool.get_lm("box").stream("hello") as stream:
+        assert next(iter(stream))
+        yield
+
+
+def test_a_busy_one_and_a_loading_one_show_what_they_have_to_be_waited_for(run: Run, contended: None) -> None:
+    shown = run("explain", "hello")
+    assert shown.exit_code == 0
+    lines = shown.stdout.splitlines()
+    standing = {line.split()[1]: line for line in lines[1:4]}
+    assert list(standing) == ["paid", "box", "other"]
+    assert standing["paid"].endswith(" -")
+    assert re.search(r" busy \(1 of 1 slot; about \d+ s\)$", standing["box"])
+    assert re.search(r" loading \(ready in about \d+ s\)$", standing["other"])
+    assert lines[5].startswith("paid is chosen over box: ")
+    assert re.fullmatch(
+        r"box is busy \(1 of 1 slot; about \d+ s\): paid saves [\d.]+ s \([\d.]+ s of them to other calls\), "
+        r"worth [\d.]+ mills at weight 1, and costs [\d.]+ mills: spending\.",
+        lines[6],
+    )
+    assert lines[7].startswith("The choice flips to box below weight 0.")
+    assert ": waiting." in run("explain", "-w", "0.01", "hello").stdout
+
+
+def test_the_terms_of_the_moment_are_told_to_programs(run: Run, contended: None) -> None:
+    value = told(run("explain", "--json", "hello"))
+    paid, box, other = value["ranked"]
+    assert value["wait_or_spend"].startswith("box is busy (1 of 1 slot; ")
+    assert (box["in_flight"], box["slots"], box["state"], box["failing"]) == (1.0, 1, "up", False)
+    assert box["wait_seconds"] > 0
+    assert box["occupancy_seconds"] > 0
+    assert (other["state"], other["ready_in_seconds"] > 0) == ("loading", True)
+    assert (paid["wait_seconds"], paid["occupancy_seconds"], paid["slowdown"]) == (0.0, 0.0, 1.0)
+    for scored in value["ranked"]:
+        assert sum_of_parts(scored) == pytest.approx(scored["seconds"])
+    [flip] = value["flips"]
+    weight = (paid["mills"] + box["utilization_bonus"] - paid["utilization_bonus"]) / (
+        box["seconds"] - paid["seconds"]
+    )
+    assert (flip["name"], flip["weight"]) == ("box", pytest.approx(weight))
+
+
+def test_by_speed_the_standing_is_shown_too(run: Run, contended: None) -> None:
+    lines = run("explain").stdout.splitlines()
+    assert lines[0].split() == ["RANK", "LLM", "SPEED", "CONTEXT", "NOW"]
+    assert [line.split()[1] for line in lines[1:4]] == ["paid", "box", "other"]
+    assert "busy (1 of 1 slot; " in lines[2]
+
+
+def test_an_idle_pool_is_shown_without_the_terms_of_busy_ones(
+    on_terminal: OnTerminal, servers: list[FakeServer]
+) -> None:
+    _, shown = on_terminal("explain", "hello", columns=200)
+    shown = unstyled(shown)
+    heading = next(line for line in shown.splitlines() if "RANK" in line).split()
+    assert heading[:2] == ["RANK", "LLM"]
+    assert not {"WAIT", "OVERHEAD", "OTHERS", "NOW"} & set(heading)
+    assert "slots" not in shown
+
+
+def test_a_likely_reply_is_shown_beside_what_must_have_room(
+    run: Run, fake_server: FakeServers, write_registry: WriteRegistry
+) -> None:
+    write_registry(fake_server(reply="Four tokens of reply.").llm_entry("brief"))
+    with LLMPool.from_registry() as pool:
+        for _ in range(3):
+            pool.get_lm("brief").generate("hello")
+        expected = pool.explain(prompt="hello").ranked[0]
+    assert expected.reply_tokens < expected.completion_tokens == 512
+    assert f"+ ~{expected.reply_tokens:,.0f} of 512 " in run("explain", "hello").stdout
+    assert told(run("explain", "--json", "hello"))["ranked"][0]["reply_tokens"] == expected.reply_tokens
+
+
 def test_calls_nobody(run: Run, servers: list[FakeServer]) -> None:
     for args in (["hello"], ["--json", "hello"], []):
         run("explain", *args)
-    assert {r.path for s in servers for r in s.requests} <= {"/health", "/v1/models", "/props", "/tokenize"}
+    asked = {r.path for s in servers for r in s.requests}
+    assert asked <= {"/health", "/v1/models", "/props", "/slots", "/tokenize"}
     assert all(s.usage.total_tokens == 0 for s in servers)
 
 

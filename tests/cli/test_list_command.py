@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import time
 from collections.abc import Callable
 
 import pytest
 from click.testing import Result
 from command_line import unreachable, unstyled
 
+from maxwell.testing import FakeServer, faults
 from maxwell.testing.fixtures import FakeServers, WriteRegistry
 
 Run = Callable[..., Result]
 OnTerminal = Callable[..., tuple[int, str]]
+Start = Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture
@@ -136,3 +140,91 @@ def test_an_unreadable_ledger_is_said_and_guessed_nowhere(
     assert " unknown " in rows(result.stdout)["tiny"]
     assert result.stderr.startswith("maxwell: warning: ")
     assert len(result.stderr.splitlines()) == 1
+
+
+# --- what calls showed
+
+
+@pytest.fixture
+def spoken(run: Run, fake_server: FakeServers, write_registry: WriteRegistry) -> FakeServer:
+    """A server at twice the declared speed, after three calls; one that was never called; an embedding."""
+    server = fake_server(tokens_per_sec=200, reply=["word "] * 30)
+    write_registry(
+        server.llm_entry("busy", capabilities={"speed_tokens_per_sec": 100.0}),
+        fake_server().llm_entry("quiet", capabilities={"prefill_tokens_per_sec": 900.0}),
+        fake_server(embeddings=True).embedding_entry("vectors"),
+    )
+    for _ in range(3):
+        assert run("ask", "--name", "busy", "Tell me something.").exit_code == 0
+    return server
+
+
+def cells(text: str) -> dict[str, list[str]]:
+    return {line.split()[0]: line.split() for line in text.splitlines()}
+
+
+def test_measured_speed_stands_beside_the_declared_one(run: Run, spoken: FakeServer) -> None:
+    shown = run("list").stdout
+    by_name = rows(shown)
+    measured = by_name["busy"].split()[4:6]
+    assert by_name["busy"].split()[3] == "100"
+    assert float(measured[0]) == pytest.approx(200, rel=0.2)
+    assert measured[1] == "!"
+    assert "declares 100 tokens a second, " in by_name["busy"]
+    assert by_name["quiet"].split()[3:5] == ["100", "-"]
+
+
+def test_speeds_show_all_that_was_learned(run: Run, spoken: FakeServer) -> None:
+    result = run("list", "--speeds")
+    assert result.exit_code == 0
+    found = cells(result.stdout)
+    assert list(found) == ["NAME", "busy", "quiet"]
+    busy, quiet = found["busy"], found["quiet"]
+    assert float(busy[1]) == pytest.approx(200, rel=0.2)
+    assert busy[2:4] == ["!", "100"]
+    assert busy[-2:] == ["4", "3"]  # slots and calls
+    assert quiet[1:] == ["-", "100", "-", "900", "-", "-", "-", "-", "4", "0"]
+
+
+def test_json_tells_what_was_measured(run: Run, spoken: FakeServer) -> None:
+    told = {entry["name"]: entry for entry in json.loads(run("list", "--json").stdout)}
+    measured = told["busy"]["measured"]
+    assert measured["speed_tokens_per_sec"] == pytest.approx(200, rel=0.2)
+    assert 20 < measured["reply_tokens"] < 512
+    assert measured["observations"]["speed"] == 3
+    assert (measured["load_seconds"], measured["wake_seconds"]) == (None, None)
+    assert told["quiet"]["measured"] is None
+    assert told["quiet"]["prefill_tokens_per_sec"] == 900.0
+    assert "measured" not in told["vectors"]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 160])
+def test_a_terminal_of_any_width_shows_the_speeds(
+    on_terminal: OnTerminal, spoken: FakeServer, columns: int
+) -> None:
+    code, shown = on_terminal("list", "--speeds", columns=columns)
+    assert code == 0
+    shown = unstyled(shown)
+    lines = shown[shown.index("NAME") :].splitlines()
+    assert "WRITES/S" in lines[0]
+    assert "FIRST TOKEN: seconds" in " ".join(shown.split())
+    assert max(map(len, lines)) <= columns
+
+
+def test_calls_under_way_are_counted(run: Run, spoken: FakeServer, start: Start) -> None:
+    def in_flight() -> dict[str, int]:
+        told = json.loads(run("list", "--json").stdout)
+        return {entry["name"]: entry["in_flight"] for entry in told if entry["kind"] == "llm"}
+
+    assert in_flight() == {"busy": 0, "quiet": 0}
+    spoken.fail(faults.SlowFirstByte(60.0), times=None, path="/v1/chat")
+    asking = start("ask", "--name", "busy", "Take your time.")
+    try:
+        spoken.wait_requests(len(spoken.requests) + 1, timeout=30)
+        deadline = time.monotonic() + 10
+        while in_flight() != {"busy": 1, "quiet": 0}:
+            assert time.monotonic() < deadline
+        assert rows(run("list").stdout)["busy"].split()[9:13].count("1") == 1
+    finally:
+        asking.kill()
+        asking.communicate()

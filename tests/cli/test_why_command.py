@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,11 +13,14 @@ from calling import make_registry
 from click.testing import Result
 from command_line import one_line, unreachable, unstyled
 
-from maxwell.errors import BackendError, BudgetExceeded, StatusError, StreamBroken
+from maxwell.decision import Candidate, Decision, Request
+from maxwell.errors import BackendError, BudgetExceeded, CallTimeout, StatusError, StreamBroken
 from maxwell.ledger.sqlite import SQLiteLedger
 from maxwell.receipts.book import ReceiptBook
-from maxwell.scheduler import Candidate, Decision, Request, decide
+from maxwell.receipts.record import Record
+from maxwell.scheduler import decide
 from maxwell.testing import FakeClock
+from maxwell.testing.fixtures import FakeServers, WriteRegistry
 from maxwell.types import Completion, Requirements, Timings, Usage
 
 Run = Callable[..., Result]
@@ -71,6 +75,13 @@ class Past:
             record.answered(reply(usage))
         self.database.flush()
         return record.id
+
+    @contextlib.contextmanager
+    def call(self, chosen: Decision) -> Iterator[Record]:
+        """A call whose record is written by the test; errors of servers end it."""
+        with contextlib.suppress(BackendError), self.book.chat(chosen, MESSAGES) as record:
+            yield record
+        self.database.flush()
 
     def embed(self, asked: str | None) -> str:
         with self.book.embed(asked, ["one", "two"]) as record, record.attempt(VECTORS):
@@ -130,7 +141,7 @@ def test_tells_the_whole_story_of_the_last_call(run: Run, past: Past) -> None:
     assert blocks[2][1].split(maxsplit=1) == ["gone", "cannot connect (Connection refused)"]
     assert blocks[3][0].startswith("paid is chosen over local: 7.1")
     assert " ".join(blocks[4][1].split()) == (
-        "paid ok 1.250 $0.0025 1,300 (1,024 cached) + 402 $0.005 in, $0.0025 cached, $0.015 out per 1K -"
+        "paid ok 1.250 - $0.0025 1,300 (1,024 cached) + 402 $0.005 in, $0.0025 cached, $0.015 out per 1K -"
     )
     assert blocks[5] == [
         "paid answered: 1.25 s in all, 0.43 s to the first token, 1,702 tokens, $0.0025, finish reason stop."
@@ -141,9 +152,9 @@ def test_a_failover_shows_each_attempt(run: Run, past: Past) -> None:
     past.chat(busy(), None, usage=Usage(13, 5))
     shown = run("why", "last").stdout
     attempts = [line.split() for line in shown.split("\n\n")[-2].splitlines()[1:]]
-    assert attempts[0][:5] == ["paid", "overloaded", "1.250", "-", "-"]
+    assert attempts[0][:6] == ["paid", "overloaded", "1.250", "-", "-", "-"]
     assert " ".join(attempts[0][-6:]) == 'HTTP 503, "full": try again later'
-    assert attempts[1][:7] == ["local", "ok", "1.250", "$0.0025", "13", "+", "5"]
+    assert attempts[1][:8] == ["local", "ok", "1.250", "-", "$0.0025", "13", "+", "5"]
     assert "local answered after 1 other had failed: 2.5 s in all" in shown
 
 
@@ -221,14 +232,103 @@ def test_json_has_everything_by_name(run: Run, past: Past) -> None:
     ]
 
 
-def test_explain_and_why_call_the_terms_alike(run: Run, past: Past, write_registry: Any) -> None:
+def test_explain_and_why_call_the_terms_alike(
+    run: Run, past: Past, fake_server: FakeServers, write_registry: WriteRegistry
+) -> None:
     past.chat(None)
-    write_registry(unreachable("nobody"))
+    write_registry(fake_server().llm_entry("box"))
+    [explained] = told(run("explain", "--json", "hello"))["ranked"]
     terms = set(told(run("why", "--json"))["choice"]["ranked"][0])
-    assert terms <= {
-        *("name", "score", "mills", "seconds", "utilization_bonus", "wait_seconds", "context"),
-        *("speed_tokens_per_sec", "prompt_tokens", "completion_tokens"),
-    }
+    assert terms <= set(explained)
+    # Made of the others.
+    assert set(explained) - terms == {"prompt_seconds", "completion_seconds"}
+
+
+BUSY: dict[str, Any] = {"in_flight": 3.0, "slots": 2, "service": 28.0}
+
+
+def test_to_wait_or_to_spend_is_told(run: Run, past: Past) -> None:
+    def chosen(weight: float) -> Decision:
+        local = Candidate(spec=LOCAL, speed=90.0, **BUSY)
+        request = Request(needs=Requirements(time_cost_weight=weight), prompt_bytes=len(PROMPT))
+        return decide([local, Candidate(spec=PAID, index=1)], request)
+
+    past.chat(None, chosen=chosen(1.0))
+    shown = run("why").stdout
+    assert "busy (2 of 2 slots, 1 waiting; about 28 s)" in shown
+    spending = next(line for line in shown.splitlines() if line.endswith(": spending."))
+    assert spending.startswith("local is busy (2 of 2 slots, 1 waiting; about 28 s): paid saves ")
+    assert told(run("why", "--json"))["choice"]["wait_or_spend"] == spending
+    past.clock.advance(1)
+    past.chat(None, chosen=chosen(0.01))
+    assert re.search(r"^local is busy .*: waiting\.$", run("why").stdout, re.MULTILINE)
+
+
+def test_a_choice_that_changed_at_the_call_is_told(run: Run, past: Past) -> None:
+    with past.call(decided(time_cost_weight=10.0)) as record:
+        record.decided(decide([Candidate(spec=LOCAL)], Request(needs=Requirements(), prompt_bytes=20)))
+        with record.attempt(LOCAL):
+            record.used(COUNTED, 0.0)
+    shown = run("why").stdout
+    assert "local is chosen: nothing else is eligible.\n" in shown
+    assert "When the LLM was got it was paid; when it was called, this was decided anew.\n" in shown
+    assert told(run("why", "--json"))["chosen_before"] == "paid"
+
+
+def test_who_took_over_and_why_is_told_in_a_line(run: Run, past: Past) -> None:
+    request = Request(needs=Requirements(), prompt_bytes=20)
+    with past.call(decided()) as record:
+        with contextlib.suppress(BackendError), record.attempt(PAID):
+            raise busy()
+        loading = Candidate(spec=GONE, index=2, state="loading", ready_in=25.0)
+        record.decided(decide([Candidate(spec=LOCAL, **BUSY), loading], request))
+        with record.attempt(GONE):
+            record.used(COUNTED, 0.0)
+    lines = run("why").stdout.splitlines()
+    assert lines[-2].startswith("paid failed; gone is chosen over local: ")
+    assert "gone is loading (ready in about 25 s): " in lines[-2]
+    attempts = told(run("why", "--json"))["attempts"]
+    assert [a["choice"] and a["choice"]["ranked"][0]["name"] for a in attempts] == [None, "gone"]
+
+
+def test_one_that_is_done_in_time_may_be_asked_before_a_better_one(run: Run, past: Past) -> None:
+    with past.call(decided(time_cost_weight=10.0)) as record:
+        with contextlib.suppress(BackendError), record.attempt(LOCAL):
+            raise busy()
+        record.decided(decided(time_cost_weight=10.0))
+        with record.attempt(LOCAL):
+            pass
+    shown = run("why").stdout
+    sentence = "local was asked, because paid would not have been done in time."
+    assert shown.count(sentence) == 2
+    took_over = re.search(r"^local failed; paid is chosen over local: (.*)$", shown, re.MULTILINE)
+    assert took_over is not None
+    assert took_over[1].endswith(f". {sentence}")
+
+
+def test_time_held_back_is_told(run: Run, past: Past) -> None:
+    with past.call(decided()) as record:
+        past.clock.advance(3.25)
+        record.held(3.25)
+        with record.attempt(PAID):
+            past.clock.advance(1)
+            record.used(COUNTED, 0.0)
+    shown = run("why").stdout
+    row = shown.split("\n\n")[-2].splitlines()[1].split()
+    assert row[:4] == ["paid", "ok", "1.000", "3.250"]
+    assert "paid answered: 4.25 s in all, held back for 3.25 s of them, 1,702 tokens" in shown
+
+
+def test_a_call_that_asked_nobody_tells_why(run: Run, past: Past) -> None:
+    error = CallTimeout(
+        "the time ran out after 9.0 s of waiting for a free slot", llm="local", kind="timeout"
+    )
+    with past.call(decided()) as record:
+        past.clock.advance(9)
+        record.held(9)
+        raise error
+    expected = f"It failed, timeout ({error.message}): 9 s in all, held back for 9 s of them."
+    assert run("why").stdout.splitlines()[-1] == expected
 
 
 def test_the_list_has_a_line_each_newest_first(run: Run, past: Past) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from calling import BUDGET, SOON, Calls, assert_idle, count
+from calling import BUDGET, SOON, Calls, assert_idle, count, wait_held
 
 from maxwell.errors import (
     BackendError,
     BudgetExceeded,
+    CallTimeout,
     ConnectError,
     DecodeError,
     DimensionMismatch,
@@ -21,6 +24,7 @@ from maxwell.errors import (
     StatusError,
     UnknownName,
 )
+from maxwell.ledger import Used
 from maxwell.testing import FakeServer, faults
 from maxwell.testing.fixtures import FakeServers
 
@@ -91,10 +95,14 @@ def test_no_other_model_ever_takes_over(fake_server: FakeServers, tmp_path: Path
     )
     with calls.pool() as pool:
         embedding = pool.get_embedding()
-        for fault in (faults.ServerError(), faults.Loading(), faults.Cut()):
-            first.fail(fault)
+        for fault in (faults.ServerError(), faults.Cut(), faults.Reset(), faults.Unauthorized()):
+            first.heal()
+            first.fail(fault, times=None)
             with pytest.raises(BackendError, match="first: "):
                 embedding.embed("Hello")
+        first.stop()
+        with pytest.raises(ConnectError, match="first: "):
+            embedding.embed("Hello")
     assert count(second, EMBED) == 0
 
 
@@ -363,16 +371,25 @@ def test_a_refused_call_costs_nothing_and_a_broken_one_does(server: FakeServer, 
     calls = pool_of(server, tmp_path)
     with calls.pool() as pool:
         embedding = pool.get_embedding("e")
-        for fault in (faults.ServerError(), faults.RateLimited(), faults.Loading()):
-            server.fail(fault)
+        refusals = (
+            faults.ServerError(),
+            faults.Status(400),
+            faults.RateLimited(retry_after=600),
+            faults.QuotaExhausted(),
+        )
+        for fault in refusals:
+            server.heal()
+            server.fail(fault, times=None)
             with pytest.raises(StatusError):
                 embedding.embed("Hello")
-        assert calls.used("e").tokens == 0
-        server.fail(faults.Cut())
+        assert count(server, EMBED) == 5  # that of the server's own is made twice
+        assert calls.used("e") == Used()
+        server.heal()
+        server.fail(faults.Cut(), times=2)
         with pytest.raises(ConnectError):
             embedding.embed("Hello")
         assert calls.used("e").tokens > 0
-        assert calls.used("e").held_tokens == 0
+        assert (calls.used("e").calls, calls.used("e").held_tokens) == (2, 0)
 
 
 def test_many_tiny_texts_do_not_pass_the_budget(tmp_path: Path) -> None:
@@ -397,14 +414,90 @@ def test_what_came_before_a_failing_batch_is_booked(server: FakeServer, tmp_path
     assert calls.used("e").tokens == server.usage.total_tokens == 256
 
 
-@pytest.mark.xfail(reason="embedding calls are not repeated: one passing refusal loses all batches before it")
-def test_a_passing_refusal_does_not_lose_the_batches_before_it(server: FakeServer, tmp_path: Path) -> None:
-    calls = pool_of(server, tmp_path)
+# --- what passes
+
+PASSING: tuple[faults.Fault, ...] = (
+    faults.RateLimited(retry_after=0.1),
+    faults.ServerError(500),
+    faults.ServerError(503),
+    faults.Reset(),
+    faults.Cut(),
+)
+
+
+@pytest.mark.parametrize("fault", PASSING, ids=lambda fault: type(fault).__name__)
+def test_a_passing_failure_does_not_lose_the_batches_before_it(
+    server: FakeServer, tmp_path: Path, fault: faults.Fault
+) -> None:
+    calls, texts = pool_of(server, tmp_path), [f"text {i}" for i in range(600)]
+    expected = singly(server, tmp_path, texts[-1:])
+    sent = count(server, EMBED)
+
     with calls.pool() as pool:
         embedding = pool.get_embedding("e")
-        embedding.embed("warm")
-        server.fail(faults.RateLimited(retry_after=0.1))
-        assert len(embedding.embed_many(["abcd"] * 600, timeout=SOON)) == 600
+        server.fail(faults.SlowFirstByte(0.0))  # meets the first batch, the next one the second
+        server.fail(fault)
+        vectors = embedding.embed_many(texts, timeout=SOON)
+    assert len(vectors) == 600
+    assert vectors[-1:] == expected
+    batches = [request.body["input"] for request in server.requests_to(EMBED)[sent:]]
+    assert [batch[0] for batch in batches] == ["text 0", "text 256", "text 256", "text 512"]
+    assert calls.used("e").held_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "most"),
+    [
+        (faults.ServerError(500), 2),
+        (faults.ServerError(503), 3),
+        (faults.RateLimited(retry_after=0.05), 3),
+        (faults.Status(400), 1),
+        (faults.RateLimited(retry_after=600), 1),
+    ],
+)
+def test_a_failure_that_stays_is_told_as_it_is(
+    server: FakeServer, tmp_path: Path, fault: faults.Fault, most: int
+) -> None:
+    with pool_of(server, tmp_path).pool() as pool:
+        embedding = pool.get_embedding("e")
+        server.fail(fault, times=None)
+        with pytest.raises(StatusError, match="e: "):
+            embedding.embed("Hello")
+    assert count(server, EMBED) == most
+
+
+def test_a_rate_limit_that_outlasts_the_deadline_is_an_error_at_once(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    with pool_of(server, tmp_path).pool() as pool:
+        embedding = pool.get_embedding("e")
+        server.fail(faults.RateLimited(retry_after=30))
+        began = time.monotonic()
+        with pytest.raises(StatusError) as caught:
+            embedding.embed("Hello", timeout=20)
+        assert time.monotonic() - began < SOON
+    assert (caught.value.kind, caught.value.retry_after) == ("rate_limited", 30)
+    assert count(server, EMBED) == 1
+
+
+def test_a_model_that_loads_is_waited_for(server: FakeServer, tmp_path: Path) -> None:
+    with pool_of(server, tmp_path).pool() as pool, ThreadPoolExecutor(1) as threads:
+        embedding = pool.get_embedding("e")
+        server.set_state("loading")
+        held = threads.submit(embedding.embed, "Hello")
+        wait_held(pool)
+        server.set_state("up")
+        assert len(held.result(SOON)) == 16
+    assert count(server, EMBED) == 2
+
+
+def test_a_deadline_bounds_the_wait_for_a_model_that_loads(server: FakeServer, tmp_path: Path) -> None:
+    with pool_of(server, tmp_path).pool() as pool:
+        embedding = pool.get_embedding("e")
+        server.set_state("loading")
+        with pytest.raises(CallTimeout, match=r"e: .* waiting for its server to load"):
+            embedding.embed("Hello", timeout=1.0)  # longer than any pause between two attempts
+    assert count(server, EMBED) == 1
 
 
 def test_nothing_listens(server: FakeServer, tmp_path: Path) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from calling import AT_ONCE, SOON, Calls, assert_no_threads, chats, count, dead_entry, entry
+from calling import AT_ONCE, SOON, Calls, assert_no_threads, chats, count, dead_entry, entry, wait_held
 
 from maxwell.calls.status import Status
-from maxwell.errors import BackendError, ConnectError, NoEligibleLM, StatusError
+from maxwell.errors import BackendError, CallTimeout, ConnectError, NoEligibleLM, StatusError
+from maxwell.ledger import Used
 from maxwell.testing import FakeClock, faults
 from maxwell.testing.fixtures import FakeServers
 
@@ -33,10 +35,62 @@ def refusal_and_status(calls: Calls) -> tuple[str, Status]:
 # --- states told apart
 
 
-def test_loading(fake_server: FakeServers, tmp_path: Path) -> None:
+def test_loading_ranks_after_all_that_can_begin(
+    fake_server: FakeServers, tmp_path: Path, fake_clock: FakeClock
+) -> None:
+    loading, well = fake_server(), fake_server()
+    loading.set_state("loading")
+    calls = Calls(tmp_path, entry(loading, "loads", 500), entry(well, "well", 10), clock=fake_clock)
+    with calls.pool() as pool:
+        pool.health()
+        first, loads = pool.get_lm().decision.ranked
+        assert (first.spec.name, first.state, first.ready_in) == ("well", "up", 0)
+        assert (loads.spec.name, loads.state) == ("loads", "loading")
+        assert loads.ready_in > 0
+        assert pool.get_lm("loads").decision.ranked == (loads,)
+
+
+def test_a_loading_server_is_not_chosen_before_the_others_have_answered(
+    fake_server: FakeServers, tmp_path: Path
+) -> None:
+    loading, late = fake_server(), fake_server()
+    loading.set_state("loading")
+    late.fail(faults.SlowFirstByte(0.3), path="/health")
+    with Calls(tmp_path, entry(loading, "loads", 500), entry(late, "late", 10)).pool() as pool:
+        assert pool.get_lm().name == "late"
+
+
+def test_loading_alone_is_chosen_and_is_not_asked_before_it_is_ready(
+    fake_server: FakeServers, tmp_path: Path
+) -> None:
     server = fake_server()
     server.set_state("loading")
-    message, status = refusal_and_status(Calls(tmp_path, entry(server, "one")))
+    calls = Calls(tmp_path, entry(server, "one"))
+    with calls.pool() as pool:
+        lm = pool.get_lm()
+        assert pool.health()[0].state == "loading"
+        with pytest.raises(CallTimeout, match=r"one: .* waiting for its server to load"):
+            lm.generate("Hello", timeout=0.2)
+        assert chats(server) == []
+        assert calls.used("one") == Used()
+        server.set_state("up")
+        assert lm.generate("Hello")
+
+
+def test_loading_for_too_long_is_no_candidate(
+    fake_server: FakeServers, tmp_path: Path, fake_clock: FakeClock
+) -> None:
+    server = fake_server()
+    server.set_state("loading")
+    calls = Calls(tmp_path, entry(server, "one"), clock=fake_clock)
+    with calls.pool() as pool:
+        pool.health()
+    for _ in range(10):
+        fake_clock.advance(60)
+        with calls.pool() as pool:
+            assert pool.get_lm().decision.ranked[0].ready_in > 0  # ten minutes are believed
+    fake_clock.advance(1)
+    message, status = refusal_and_status(calls)
     assert "one: " in message
     assert "wait for one, it is loading" in message
     assert status.state == "loading"
@@ -96,17 +150,38 @@ def test_rate_limited_by_a_call_until_the_time_it_named(
     fake_server: FakeServers, tmp_path: Path, fake_clock: FakeClock
 ) -> None:
     server = fake_server()
-    server.fail(faults.RateLimited(retry_after=20))
+    server.fail(faults.RateLimited(retry_after=61))
     calls = Calls(tmp_path, entry(server, "one"), clock=fake_clock)
     with calls.pool() as pool:
         lm = pool.get_lm()
-        with pytest.raises(StatusError):
+        with pytest.raises(StatusError):  # at once: nobody waits for longer than a minute
             lm.generate("Hello")
         with pytest.raises(NoEligibleLM, match=r"one: .*429"):
             pool.get_lm()
         assert pool.health()[0].state == "rate_limited"
-        fake_clock.advance(21)
+        fake_clock.advance(62)
         assert pool.get_lm().generate("Hello")
+
+
+def test_a_short_rate_limit_is_waited_for_until_the_time_it_named(
+    fake_server: FakeServers, tmp_path: Path, fake_clock: FakeClock
+) -> None:
+    server = fake_server()
+    server.fail(faults.RateLimited(retry_after=20))
+    calls = Calls(tmp_path, entry(server, "one"), clock=fake_clock)
+    with calls.pool() as pool, ThreadPoolExecutor(1) as threads:
+        lm = pool.get_lm()
+        held = threads.submit(lm.generate, "Hello")
+        wait_held(pool)
+        (limited,) = pool.get_lm().decision.ranked
+        assert (limited.state, limited.ready_in) == ("rate_limited", 20)
+        assert pool.health()[0].state == "rate_limited"
+        fake_clock.advance(19)
+        assert pool.get_lm().decision.ranked[0].ready_in == 1
+        assert len(chats(server)) == 1
+        fake_clock.advance(2)
+        assert held.result(SOON)
+    assert len(chats(server)) == 2
 
 
 def test_a_rate_limit_lasts_as_long_as_the_server_said(
@@ -156,20 +231,24 @@ def test_a_server_of_another_kind_is_down(fake_server: FakeServers, tmp_path: Pa
 
 
 def test_all_reasons_stand_in_one_message(fake_server: FakeServers, tmp_path: Path) -> None:
-    loading, locked, wrong = fake_server(), fake_server("openai", api_key="sk-right-one"), fake_server("vllm")
-    loading.set_state("loading")
+    limited, locked, wrong = fake_server(), fake_server("openai", api_key="sk-right-one"), fake_server("vllm")
     calls = Calls(
         tmp_path,
-        entry(loading, "loads"),
+        entry(limited, "limited"),
         entry(locked, "locked"),
         entry(wrong, "wrong", model="other"),
-        dead_entry(loading, "dead"),
+        dead_entry(limited, "dead"),
     )
-    with calls.pool() as pool, pytest.raises(NoEligibleLM) as caught:
-        pool.get_lm()
+    with calls.pool() as pool:
+        lm = pool.get_lm()
+        limited.fail(faults.RateLimited(retry_after=600))
+        with pytest.raises(StatusError):
+            lm.generate("Hello")
+        with pytest.raises(NoEligibleLM) as caught:
+            pool.get_lm()
     message = str(caught.value)
     assert "\n" not in message
-    for part in ("loads: ", "locked: ", "wrong: ", "does not serve other", "dead: cannot connect"):
+    for part in ("limited: ", "429", "locked: ", "wrong: ", "does not serve other", "dead: cannot connect"):
         assert part in message
 
 
@@ -294,34 +373,50 @@ def test_what_a_refusal_says_of_its_server_is_remembered(
         assert pool.get_lm().name == "second"
 
 
-@pytest.mark.parametrize("fault", [faults.ContextOverflow(), faults.Status(400), faults.ServerError()])
+@pytest.mark.parametrize(
+    ("fault", "times"),
+    [(faults.ContextOverflow(), 1), (faults.Status(400), 1), (faults.ServerError(), 2)],  # asked once more
+)
 def test_a_refused_request_says_nothing_of_its_server(
-    fake_server: FakeServers, tmp_path: Path, fault: faults.Fault
+    fake_server: FakeServers, tmp_path: Path, fault: faults.Fault, times: int
 ) -> None:
     server = fake_server()
-    server.fail(fault)
+    server.fail(fault, times=times)
     calls = Calls(tmp_path, entry(server, "one"))
     with calls.pool() as pool:
         with pytest.raises(StatusError):
             pool.get_lm().generate("Hello")
+        assert len(chats(server)) == times
         assert pool.health()[0].state == "up"
         assert pool.get_lm().generate("Hello")
 
 
-@pytest.mark.xfail(reason="no breaker yet: failures that come one after another eject nobody")
-@pytest.mark.parametrize("fault", [faults.ServerError(), faults.Cut(), faults.Silence()])
+@pytest.mark.parametrize(
+    ("fault", "most"),
+    [
+        (faults.ServerError(), 3),
+        (faults.Cut(), 3),
+        (faults.Cut(3), 3),
+        (faults.Silence(), 1),
+        (faults.Silence(3), 1),
+    ],
+)
 def test_a_server_that_fails_again_and_again_is_passed_over(
-    fake_server: FakeServers, tmp_path: Path, fault: faults.Fault
+    fake_server: FakeServers, tmp_path: Path, fake_clock: FakeClock, fault: faults.Fault, most: int
 ) -> None:
     # Its health check is fine all the while.
     sick, well = fake_server(), fake_server(reply="Here.")
     sick.fail(fault, times=None)
-    calls = Calls(tmp_path, entry(sick, "sick", 500, timeout_seconds=0.2), entry(well, "well"))
+    fields = {"timeout_seconds": 0.2} if isinstance(fault, faults.Silence) else {}
+    calls = Calls(tmp_path, entry(sick, "sick", 500, **fields), entry(well, "well"), clock=fake_clock)
     calls.warm()
     with calls.pool() as pool:
         for _ in range(10):
             assert pool.get_lm().generate("Hello") == "Here."
-    assert len(chats(sick)) <= 5
+        (no,) = pool.get_lm().decision.rejected
+        assert (no.spec.name, no.reason) == ("sick", "failing")
+        assert pool.health(refresh=True)[0].state == "up"
+    assert len(chats(sick)) == most
 
 
 def test_a_success_outranks_a_failed_probe(
@@ -398,17 +493,34 @@ def test_a_forgotten_state_is_asked_for_again(
 
 
 @pytest.mark.parametrize("by_name", [False, True])
-def test_a_model_that_has_loaded_is_found_after_30_seconds(
+def test_a_model_that_has_loaded_is_found_after_2_seconds(
+    fake_server: FakeServers, tmp_path: Path, fake_clock: FakeClock, by_name: bool
+) -> None:
+    # "Caches health status for 30 seconds" is the longest: a server that loads may be ready any moment.
+    server = fake_server()
+    server.set_state("loading")
+    calls = Calls(tmp_path, entry(server, "one"), clock=fake_clock)
+    name = "one" if by_name else None
+    with calls.pool() as pool:
+        assert pool.get_lm(name).decision.ranked[0].state == "loading"
+        server.set_state("up")
+        fake_clock.advance(2.1)
+        lm = pool.get_lm(name)
+        assert lm.decision.ranked[0].state == "up"
+        assert lm.generate("Hello")
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_key_that_was_set_right_is_found_after_30_seconds(
     fake_server: FakeServers, tmp_path: Path, fake_clock: FakeClock, by_name: bool
 ) -> None:
     # "Caches health status for 30 seconds": after that, a state that forbids must not be believed unasked.
     server = fake_server()
-    server.set_state("loading")
+    server.fail(faults.Unauthorized(), path="/v1/models")
     calls = Calls(tmp_path, entry(server, "one"), clock=fake_clock)
     with calls.pool() as pool:
         with pytest.raises(NoEligibleLM):
             pool.get_lm()
-        server.set_state("up")
         fake_clock.advance(31)
         assert pool.get_lm("one" if by_name else None).generate("Hello")
 

@@ -146,14 +146,16 @@ def test_the_deadline_is_shared_by_all_attempts(fake_server: FakeServers, tmp_pa
     calls.warm()
     began = time.monotonic()
     with pytest.raises(AllAttemptsFailed) as caught:
-        calls.ask(mode, timeout=0.5)
+        calls.ask(mode, timeout=1.0)
     assert time.monotonic() - began < SOON
-    assert [a.llm for a in caught.value.attempts] == ["first", "second"]
-    within = re.search(r"within ([\d.]+) s", str(caught.value.attempts[1]))
-    assert within is not None
-    assert float(within[1]) <= 0.3  # what the first had left over
-    assert chats(third) == []
-    assert_idle(first, second)
+    assert [a.llm for a in caught.value.attempts] == ["first", "second", "third"]
+    given = [re.search(r"within ([\d.]+) s", str(a)) for a in caught.value.attempts]
+    first_had, second_had, third_had = [float(found[1]) for found in given if found is not None]
+    assert first_had == 0.2
+    assert second_had <= 0.4  # half of what the first had left over, because there is a third
+    assert second_had - 0.1 < third_had <= 1.01 - first_had - second_had  # and all the rest
+    assert [len(chats(server)) for server in (first, second, third)] == [1, 1, 1]
+    assert_idle(first, second, third)
 
 
 def test_the_shorter_of_both_limits_counts(fake_server: FakeServers, tmp_path: Path) -> None:
@@ -166,9 +168,6 @@ def test_the_shorter_of_both_limits_counts(fake_server: FakeServers, tmp_path: P
     assert time.monotonic() - began < SOON
 
 
-@pytest.mark.xfail(
-    reason="an attempt may use up all the time there is: no share of the deadline is kept back"
-)
 def test_a_hanging_first_choice_leaves_time_for_the_next(fake_server: FakeServers, tmp_path: Path) -> None:
     # Its health check is fine and its chat hangs: the commonest way for a vLLM to be dead.
     hung, well = fake_server(), fake_server(reply="Here.")

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from worlds import World
 
+from maxwell.decision import Candidate, Request
 from maxwell.registry.load import decode
-from maxwell.scheduler import Candidate, Request, decide
+from maxwell.scheduler import decide
 from maxwell.testing.fixtures import WriteRegistry
 from maxwell.types import Requirements
 

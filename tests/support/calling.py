@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,6 +154,14 @@ def wait_chats(server: FakeServer, number: int = 1) -> list[Recorded]:
         if len(found) >= number:
             return found
         server.wait_requests(seen + 1, SOON)
+
+
+def wait_held(pool: LLMPool, number: int = 1) -> None:
+    """Wait until the pool holds so many calls back."""
+    tick, deadline = threading.Event(), time.monotonic() + SOON
+    while sum(load.waiting for load in pool._state.flights.loads().values()) < number:
+        assert time.monotonic() < deadline
+        tick.wait(0.01)
 
 
 def assert_idle(*servers: FakeServer) -> None:

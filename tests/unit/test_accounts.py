@@ -18,7 +18,9 @@ from maxwell.calls.accounts import UNSEEN_SECONDS, Account, cost_usd, worst_case
 from maxwell.calls.chat import Call, chat
 from maxwell.calls.effects import Aside, Flow, Limits, Send
 from maxwell.calls.embed import embed
-from maxwell.calls.state import Entry, PoolState, limit_of
+from maxwell.calls.entries import Entry
+from maxwell.calls.state import PoolState, limit_of
+from maxwell.decision import Request
 from maxwell.errors import BudgetExceeded, LedgerError, MaxwellError
 from maxwell.health import Health, HealthBook
 from maxwell.ledger import Amount, Ledger, NoRoom, Used
@@ -27,7 +29,6 @@ from maxwell.ledger.sqlite import SQLiteLedger
 from maxwell.receipts.record import Record
 from maxwell.registry.specs import Capabilities, EmbeddingSpec, LLMSpec, Registry, Spec
 from maxwell.requirements import chat_call
-from maxwell.scheduler import Request
 from maxwell.testing.clock import FakeClock
 from maxwell.types import HTTPRequest, Message, Requirements, Usage
 

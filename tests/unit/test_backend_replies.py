@@ -617,11 +617,91 @@ def test_props(status: int, body: bytes, props: Props) -> None:
     assert LLAMACPP.read_props(status, body) == props
 
 
+@pytest.mark.parametrize(("told", "lists"), [(b"true", True), (b"false", False), (b"null", True)])
+def test_props_say_whether_slots_are_listed(told: bytes, lists: bool) -> None:
+    body = b'{"total_slots":2,"endpoint_slots":%s,"endpoint_props":false}' % told
+    assert LLAMACPP.read_props(200, body).lists_slots is lists
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "busy"),
+    [
+        (
+            200,
+            b'[{"id":0,"n_ctx":4096,"speculative":false,"is_processing":false},'
+            b'{"id":1,"n_ctx":4096,"speculative":false,"is_processing":false}]',
+            0,
+        ),
+        (
+            200,
+            b'[{"id":0,"n_ctx":2048,"speculative":false,"is_processing":true,"id_task":4,"n_prompt_tokens":20,'
+            b'"n_prompt_tokens_processed":0,"params":{"seed":5,"lora":[]},'
+            b'"next_token":[{"has_next_token":true,"has_new_line":false,"n_remain":-1,"n_decoded":3}]},'
+            b'{"id":1,"n_ctx":2048,"speculative":false,"is_processing":false}]',
+            1,
+        ),
+        (501, b'{"error":{"code":501,"message":"This server does not support slots endpoint. Start it with `--slots`","type":"not_supported_error"}}', None),
+        (400, b'{"error":{"code":400,"message":"model name is missing from the request","type":"invalid_request_error"}}', None),
+        (401, b'{"error":{"message":"Invalid API Key","type":"authentication_error","code":401}}', None),
+        (503, LOADING, None),
+        (404, b'{"detail":"Not Found"}', None),
+        (200, b"[]", None),
+        (200, b'[{"id":0,"state":1}]', None),  # an older server
+        (200, b"{}", None),
+        (200, b"<html>", None),
+    ],
+)  # fmt: skip
+def test_slots_at_work(status: int, body: bytes, busy: int | None) -> None:
+    assert LLAMACPP.read_load(status, body) == busy
+
+
+METRICS = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="Qwen/Qwen3-VL-4B"} 3.0
+vllm:num_requests_running{engine="1",model_name="Qwen/Qwen3-VL-4B"} 2.0
+# HELP vllm:num_requests_waiting Number of requests waiting to be processed.
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{engine="0",model_name="Qwen/Qwen3-VL-4B"} 4.0
+vllm:num_requests_waiting{engine="1",model_name="Qwen/Qwen3-VL-4B"} 0.0
+vllm:num_requests_waiting_by_reason{engine="0",model_name="Qwen/Qwen3-VL-4B",reason="capacity"} 4.0
+vllm:kv_cache_usage_perc{engine="0",model_name="Qwen/Qwen3-VL-4B"} 0.25
+"""
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "busy"),
+    [
+        (200, METRICS, 9),
+        (200, b'vllm:num_requests_running{model_name="a}b c"} 1.0 1795386098000\n', 1),
+        (200, b"vllm:num_requests_running 2.0\nvllm:num_requests_waiting 1e1\n", 12),
+        (200, b"vllm:num_requests_waiting 1.0\n", None),
+        (200, b"vllm:num_requests_running NaN\n", None),
+        (200, b"vllm:num_requests_running +Inf\n", None),
+        (200, b"vllm:num_requests_running -1\n", None),
+        (200, b"vllm:num_requests_running x\n", None),
+        (200, b"vllm:num_requests_running_total 7\n", None),
+        (200, b"python_gc_objects_collected_total 3.0\n", None),
+        (200, b"", None),
+        (404, METRICS, None),
+        (401, b'{"error":"Unauthorized"}', None),
+    ],
+)
+def test_requests_running_and_waiting(status: int, body: bytes, busy: int | None) -> None:
+    assert VLLM.read_load(status, body) == busy
+
+
+def test_other_servers_do_not_tell_how_busy_they_are() -> None:
+    assert OPENAI.read_load(200, METRICS) is None
+
+
 @settings(deadline=None, max_examples=300)
 @given(STATUSES, HEADERS, BODIES)
 def test_health_readers_never_raise(status: int, headers: dict[str, str], body: bytes) -> None:
     LLAMACPP.read_health(status, headers, body)
     LLAMACPP.read_props(status, body)
+    for backend in BACKENDS:
+        busy = backend.read_load(status, body)
+        assert busy is None or busy >= 0
     reply = LLAMACPP.read_models(status, headers, body)
     assert all(model.id for model in reply.models)
 

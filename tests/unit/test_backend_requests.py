@@ -345,7 +345,7 @@ def test_probes_are_free_gets(backend: str, has_props: bool) -> None:
     assert probes.health.url == "http://box/llm/health"
     assert probes.models.url == "http://box/llm/v1/models"
     assert (probes.props is not None) is has_props
-    for request in filter(None, (probes.health, probes.models, probes.props)):
+    for request in filter(None, (probes.health, probes.models, probes.props, probes.load)):
         assert (request.method, request.body) == ("GET", b"")
         assert request.headers == {"accept": "application/json", "authorization": f"Bearer {KEY}"}
 
@@ -354,6 +354,20 @@ def test_props_lie_at_the_root() -> None:
     props = get_backend("llamacpp").probes("http://box/llm", None).props
     assert props is not None
     assert props.url == "http://box/llm/props"
+
+
+@pytest.mark.parametrize(
+    ("backend", "url", "wakes"),
+    [("llamacpp", "http://box/llm/slots", True), ("vllm", "http://box/llm/metrics", False)],
+)
+def test_who_tells_how_busy_it_is(backend: str, url: str, wakes: bool) -> None:
+    probes = get_backend(backend).probes("http://box/llm", None)
+    assert probes.load is not None
+    assert (probes.load.url, probes.load_wakes) == (url, wakes)
+
+
+def test_a_cloud_does_not_tell_how_busy_it_is() -> None:
+    assert get_backend("openai").probes("https://api.openai.com", None).load is None
 
 
 # --- mending a refused request

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from databases import make, run
 
-from maxwell.database.damage import check, explain, is_busy, is_damage
+from maxwell.database.damage import check, explain, is_busy, is_damage, not_understood, set_aside
 from maxwell.database.file import Database
 from maxwell.errors import LedgerError
 
@@ -252,6 +252,20 @@ def test_where_no_copy_can_be_kept_that_is_said(tmp_path: Path) -> None:
     words = explain(tmp_path / "ledger.db", sqlite_error(sqlite3.SQLITE_CORRUPT))
     assert "no copy could be kept (No such file or directory); `maxwell usage rebuild`" in words
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_file_that_was_seen_to_be_damaged_is_put_aside(tmp_path: Path) -> None:
+    """Another process may have been quicker, and the file that is there now is a new one."""
+    file, error = tmp_path / "live.db", not_understood("so it goes")
+    for name in ("live.db", "live.db-wal", "live.db-shm"):
+        (tmp_path / name).write_text("damaged")
+    seen = (file.stat().st_dev, file.stat().st_ino)
+    assert set_aside(file, (seen[0], seen[1] + 1), error)
+    assert (tmp_path / "live.db-wal").exists()
+    assert set_aside(file, seen, error)
+    assert {p.name for p in tmp_path.iterdir() if p.suffix != ".lock"} == {"live.db.damaged"}
+    assert set_aside(file, seen, error)
+    assert not set_aside(tmp_path / "live.db.damaged" / "no directory", seen, error)
 
 
 def test_a_copy_takes_no_lock_away(file: Path) -> None:

@@ -18,15 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maxwell.database.file import Database
+from maxwell.decision import Candidate, Decision, Request
 from maxwell.errors import (
     AllAttemptsFailed,
     BackendError,
     BudgetExceeded,
+    CallTimeout,
     LedgerError,
     StatusError,
     StreamBroken,
     UnknownReceipt,
 )
+from maxwell.explain import standing, wait_or_spend
 from maxwell.receipts import Attempted, Choice, Prices, Ranked, Receipt, Refused
 from maxwell.receipts.book import (
     KEPT_SECONDS,
@@ -40,7 +43,7 @@ from maxwell.receipts.book import (
 from maxwell.receipts.record import Record
 from maxwell.receipts.text import MOST_TEXT, without_quotes
 from maxwell.registry.specs import LLMSpec
-from maxwell.scheduler import Candidate, Decision, Request, decide
+from maxwell.scheduler import decide
 from maxwell.testing import FakeClock
 from maxwell.types import Completion, HealthState, Requirements, Timings, Usage
 
@@ -235,6 +238,113 @@ def test_the_decision_kept_is_the_call_s_own(book: ReceiptBook) -> None:
     one, other = decision(CHEAP), decision(DEAR)
     ids = [call(book, chosen) for chosen in (one, one, other, one)]
     assert [book.get(id_).choice.ranked[0].name for id_ in ids] == ["cheap", "cheap", "dear", "cheap"]
+
+
+def test_a_decision_taken_at_the_call_replaces_the_handle_s(book: ReceiptBook) -> None:
+    with book.chat(decision(DEAR), MESSAGES) as record:
+        record.decided(decision(DEAR, CHEAP, down=llms("gone")))
+        record.decided(decision(CHEAP))
+        with record.attempt(CHEAP):
+            pass
+        record.answered(completion())
+    receipt = book.get(record.id)
+    assert [ranked.name for ranked in receipt.choice.ranked] == ["cheap"]
+    assert receipt.chosen_before == "dear"
+    assert receipt.attempts[0].choice is None
+
+
+def test_a_choice_that_was_confirmed_names_nobody_else(book: ReceiptBook) -> None:
+    with book.chat(decision(DEAR), MESSAGES) as record:
+        record.decided(decision(CHEAP))
+        record.decided(decision(DEAR))
+        with record.attempt(DEAR):
+            pass
+    assert book.get(record.id).chosen_before == ""
+
+
+def test_what_was_named_stays_named_however_often_it_is_decided(book: ReceiptBook) -> None:
+    named = msgspec.structs.replace(decision(CHEAP), by="name")
+    with book.chat(named, MESSAGES) as record:
+        record.decided(decision(CHEAP))
+        with record.attempt(CHEAP):
+            pass
+    assert book.get(record.id).choice.by == "name"
+
+
+def test_who_took_over_is_kept_with_the_attempt(book: ReceiptBook) -> None:
+    first, other = decision(DEAR, CHEAP), decision(CHEAP, *llms("b", "c", "d"), down=(DEAR,))
+    with book.chat(first, MESSAGES) as record:
+        with contextlib.suppress(BackendError), record.attempt(DEAR):
+            raise StatusError("it has no room", llm="dear", kind="overloaded")
+        record.decided(other)
+        with record.attempt(CHEAP):
+            pass
+        record.answered(completion())
+    receipt = book.get(record.id)
+    assert (receipt.choice, receipt.chosen_before) == (book_choice(book, first), "")
+    assert receipt.attempts[0].choice is None
+    took_over = receipt.attempts[1].choice
+    assert took_over is not None
+    assert [ranked.name for ranked in took_over.ranked] == [s.spec.name for s in other.ranked[:2]]
+    assert (took_over.more_ranked, took_over.rejected, took_over.more_rejected) == (2, (), 1)
+
+
+def book_choice(book: ReceiptBook, chosen: Decision) -> Choice:
+    return book.get(call(book, chosen)).choice
+
+
+def test_the_time_a_call_is_held_back_belongs_to_the_attempt_after_it(
+    book: ReceiptBook, fake_clock: FakeClock
+) -> None:
+    with book.chat(decision(DEAR, CHEAP), MESSAGES) as record:
+        for seconds in (1.5, 0.5):
+            fake_clock.advance(seconds)
+            record.held(seconds)
+        with contextlib.suppress(BackendError), record.attempt(DEAR):
+            fake_clock.advance(3)
+            raise StatusError("it has no room", llm="dear", kind="overloaded")
+        with record.attempt(CHEAP):
+            fake_clock.advance(4)
+        fake_clock.advance(7)
+        record.held(7)
+    receipt = book.get(record.id)
+    assert [(a.held_seconds, a.seconds) for a in receipt.attempts] == [(2.0, 3.0), (0.0, 4.0)]
+    assert (receipt.held_seconds, receipt.seconds) == (7.0, 16.0)
+
+
+def test_what_is_held_back_within_an_attempt_is_not_its_own_time(
+    book: ReceiptBook, fake_clock: FakeClock
+) -> None:
+    with book.embed("code", ["one"]) as record, record.attempt(CHEAP):
+        fake_clock.advance(5)
+        record.held(3)
+    receipt = book.get(record.id)
+    assert [(a.held_seconds, a.seconds) for a in receipt.attempts] == [(3.0, 2.0)]
+    assert (receipt.held_seconds, receipt.seconds) == (0.0, 5.0)
+
+
+def test_a_call_that_asked_nobody_says_why(book: ReceiptBook) -> None:
+    with contextlib.suppress(BackendError), book.chat(decision(), MESSAGES) as record:
+        record.held(30)
+        raise CallTimeout("the time ran out while waiting for a free slot", llm="cheap", kind="timeout")
+    receipt = book.get(record.id)
+    assert (receipt.outcome, receipt.attempts, receipt.held_seconds) == ("timeout", (), 30.0)
+    assert receipt.message == "the time ran out while waiting for a free slot"
+
+
+def test_whether_to_wait_or_to_spend_is_kept_with_the_decision(book: ReceiptBook) -> None:
+    pool = [
+        Candidate(spec=DEAR, in_flight=3.0, slots=2, service=4.0, overhead=0.5, slowdown=2.5, completion=7.0),
+        Candidate(spec=CHEAP, index=1, state="loading", ready_in=25.0),
+    ]
+    request = Request(needs=Requirements(), prompt_bytes=len(PROMPT))
+    chosen = decide(pool, request)
+    choice = book_choice(book, chosen)
+    assert choice.wait_or_spend == wait_or_spend(chosen) != ""
+    for ranked, scored in zip(choice.ranked, chosen.ranked, strict=True):
+        for term in Ranked.__struct_fields__[1:]:
+            assert getattr(ranked, term) == pytest.approx(getattr(scored, term), abs=1e-3)
+    assert choice.ranked[1].state == "loading"
 
 
 def test_images_are_counted_and_not_measured(book: ReceiptBook) -> None:
@@ -535,7 +645,7 @@ def test_a_receipt_of_a_newer_version_is_read_as_far_as_it_is_known(
         "choice": {
             "by": "dice",
             "dice": 6,
-            "ranked": [["new", 1.0, *[0] * 8, "more"]],
+            "ranked": [["new", 1.0, *[0] * 14, None, "asleep", True, "more"]],
             "rejected": [["old", "x", "y", 3]],
         },
         "attempts": [{"name": "new", "outcome": "vanished", "luck": 0.5}],
@@ -553,6 +663,19 @@ def test_a_receipt_of_an_older_version_lacks_what_is_new(book: ReceiptBook, data
     receipt = book.get("k3x")
     assert receipt.choice == Choice(ranked=(Ranked("old", 1.5),))
     assert receipt.attempts == (Attempted(),)
+
+
+def test_a_receipt_from_before_loads_were_known_is_of_idle_servers(
+    book: ReceiptBook, database: Database
+) -> None:
+    put(
+        database,
+        "k3x9q2mv",
+        b'{"choice":{"by":"score","ranked":[["old",-3.5,0.0,4.0,0.5,0.0,50.0,100,200,4096]]}}',
+    )
+    [ranked] = book.get("k3x").choice.ranked
+    assert (ranked.context, ranked.slowdown, ranked.slots, ranked.state) == (4096, 1.0, None, "up")
+    assert standing(ranked) == ""
 
 
 @pytest.mark.parametrize("body", [b"\x00", b"[]", b'{"attempts":3}', b'{"kind":"\xff"}', b""])

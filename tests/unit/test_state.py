@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from maxwell.calls.state import PoolState
+from maxwell.decision import Candidate, Request
 from maxwell.errors import LedgerError, UnknownName
 from maxwell.health import Health, HealthBook
 from maxwell.ledger import Amount, Ledger, Limit, Used
 from maxwell.ledger.memory import MemoryLedger
 from maxwell.registry.specs import Capabilities, EmbeddingSpec, LLMSpec, Registry
-from maxwell.scheduler import Candidate, Request
 from maxwell.testing.clock import FakeClock
 from maxwell.types import Requirements, ServedModel
 

@@ -30,7 +30,9 @@ _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(si
 _COMMANDS = {
     "ask": ("ask_command:ask", "Ask the best LLM for this prompt and print its reply."),
     "embed": ("embed_command:embed", "Turn texts into vectors."),
-    "list": ("list_command:list_", "Show every LLM and embedding: health, limits, price, budget left."),
+    "map": ("map_command:map_", "Ask the whole pool many prompts, one a line."),
+    "list": ("list_command:list_", "Show every LLM and embedding: health, speed, price, budget left."),
+    "bench": ("bench_command:bench", "Measure how fast LLMs are, and correct the registry."),
     "explain": ("explain_command:explain", "Show who would be chosen and why, without calling anybody."),
     "usage": ("usage_command:usage", "Show what every entry used today and what is left of its budget."),
     "why": ("why_command:why", "Show why a call went where it went, and what became of it."),
@@ -45,6 +47,7 @@ _EPILOG = """\b
 Examples:
   maxwell ask "Why is the sky blue?"
   maxwell explain "Why is the sky blue?"
+  maxwell map prompts.txt --out answers.jsonl
   maxwell list
   maxwell usage --days 30
 

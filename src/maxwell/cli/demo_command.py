@@ -13,6 +13,7 @@ import click
 from maxwell.cli.explain_command import show_decision, why_chosen
 from maxwell.cli.list_command import show_statuses
 from maxwell.cli.render import Column, hint, is_terminal, money, number, plural, say, table
+from maxwell.decision import Scored
 from maxwell.errors import MaxwellError, StreamBroken
 from maxwell.local.showcase import (
     Booked,
@@ -28,7 +29,6 @@ from maxwell.local.showcase import (
     Standing,
     tour,
 )
-from maxwell.scheduler import Scored
 from maxwell.types import Completion
 
 _WIDEST = 100  # columns of prose

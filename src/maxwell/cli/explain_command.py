@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -18,10 +18,10 @@ from maxwell.cli.requirement_options import (
     registry_option,
     requirement_options,
 )
-from maxwell.explain import Flip, flips
+from maxwell.decision import Decision, Scored
+from maxwell.explain import Flip, delay, flips, is_by_lot, standing, wait_or_spend
 from maxwell.lm_pool import LLMPool
 from maxwell.receipts import Choice, Ranked
-from maxwell.scheduler import Decision, Scored
 
 _EPILOG = """\b
 Examples:
@@ -34,10 +34,14 @@ The score, higher is better:
   score = -cost - W x seconds + bonus
   cost     price of this request in mills; 1 mill = $0.001
   W        the weight -w, in mills a second; 1 = $3.60 an hour
-  seconds  until the last token: wait + read (the prompt) + write (the reply)
+  seconds  until the last token: wait (for a slot, or until the server is ready)
+           + overhead (to the first token besides reading) + read (the prompt)
+           + write (the reply) + others (what a slot taken from a busy pool
+           costs those that come after)
   bonus    1 - |used part of the context - 0.7|
 """
 
+_NOW = Column("NOW", beneath="{}", always=True)
 _SCORED = (
     Column("RANK", right=True),
     Column("LLM"),
@@ -46,17 +50,21 @@ _SCORED = (
     Column("SECONDS", right=True),
     Column("BONUS", right=True),
     Column("WAIT", right=True, beneath="{} s wait"),
+    Column("OVERHEAD", right=True, beneath="{} s overhead"),
     Column("READ", right=True, beneath="{} s read"),
     Column("WRITE", right=True, beneath="{} s write"),
+    Column("OTHERS", right=True, beneath="{} s for others"),
     Column("TOKENS", right=True, beneath="{} tokens"),
     Column("CONTEXT", right=True, beneath="context {}"),
     Column("SPEED", right=True, beneath="{}"),
+    _NOW,
 )
 _BY_SPEED = (
     Column("RANK", right=True),
     Column("LLM"),
     Column("SPEED", right=True),
     Column("CONTEXT", right=True),
+    _NOW,
 )
 _REJECTED = (Column("NOT ELIGIBLE"), Column("REASON", beneath="{}"))
 
@@ -142,9 +150,10 @@ def _by_speed(choice: Choice) -> bool:
 def _row(ranked: Ranked, rank: int, choice: Choice) -> list[Cell | str]:
     name = Cell(ranked.name, "bold green" if rank == 1 else "")
     speed = f"{number(round(ranked.speed, 1))} tok/s"
+    now = Cell(standing(ranked), "yellow")
     if _by_speed(choice):
-        return [str(rank), name, speed, f"{ranked.context:,}"]
-    read, write = _parts(ranked)
+        return [str(rank), name, speed, f"{ranked.context:,}", now]
+    wait, overhead, read, write, others = _parts(ranked)
     return [
         str(rank),
         name,
@@ -152,19 +161,46 @@ def _row(ranked: Ranked, rank: int, choice: Choice) -> list[Cell | str]:
         f"{ranked.mills:.2f}",
         f"{ranked.seconds:.2f}",
         f"{ranked.utilization_bonus:.2f}",
-        f"{ranked.queue_wait:.2f}",
+        f"{wait:.2f}" if wait else "",
+        f"{overhead:.2f}" if overhead else "",
         f"{read:.2f}",
         f"{write:.2f}",
-        f"{ranked.prompt_tokens:,} + {ranked.completion_tokens:,}",
+        f"{others:.2f}" if others else "",
+        _tokens(ranked),
         f"{ranked.context:,}",
         speed,
+        now,
     ]
 
 
-def _parts(scored: Ranked | Scored) -> tuple[float, float]:
-    """Seconds of reading the prompt and of writing the reply."""
-    write = scored.completion_tokens / scored.speed if scored.speed else 0.0  # an old receipt may lack it
-    return max(scored.seconds - scored.queue_wait - write, 0.0), write
+class _Parts(NamedTuple):
+    """What the seconds are made of; together they are all of them."""
+
+    wait: float
+    overhead: float
+    read: float
+    write: float
+    others: float
+
+
+def _parts(s: Ranked | Scored) -> _Parts:
+    wait, overhead = delay(s), s.slowdown * s.overhead
+    write = s.slowdown * _reply(s) / s.speed if s.speed else 0.0  # an old receipt may lack it
+    read = max(s.seconds - s.occupancy - wait - overhead - write, 0.0)
+    return _Parts(wait, overhead, read, write, s.occupancy)
+
+
+def _reply(s: Ranked | Scored) -> float:
+    """Likely tokens of the reply; an old receipt has only those that must have room."""
+    return s.reply_tokens or s.completion_tokens
+
+
+def _tokens(s: Ranked) -> str:
+    """Prompt and reply, the likely one where that is not all there must be room for."""
+    reply = f"{s.completion_tokens:,}"
+    if round(_reply(s)) != s.completion_tokens:
+        reply = f"~{_reply(s):,.0f} of {reply}"
+    return f"{s.prompt_tokens:,} + {reply}"
 
 
 def _sentences(decision: Decision, choice: Choice, out: list[str]) -> list[str]:
@@ -174,7 +210,9 @@ def _sentences(decision: Decision, choice: Choice, out: list[str]) -> list[str]:
         lead = [f"Nothing can be chosen.{' Ways out:' if out else ''}"]
         return lead + [f"  - {way}" for way in out]
     sentences = [because(choice)]
-    if not _by_speed(choice) and len(choice.ranked) > 1:
+    if choice.wait_or_spend:
+        sentences.append(choice.wait_or_spend)
+    if choice.by == "score" and len(choice.ranked) > 1 and not is_by_lot(choice.ranked):
         sentences += _flip_sentences(flips(decision), choice.time_cost_weight)
     return sentences
 
@@ -192,15 +230,34 @@ def because(choice: Choice) -> str:
     if len(choice.ranked) == 1:
         return f"{best.name} is chosen: nothing else is eligible."
     second = choice.ranked[1]
-    if _by_speed(choice):
-        same = best.speed == second.speed
-        reason = f"as fast as {second.name} and before it in the registry" if same else "the fastest"
-        return f"{best.name} is chosen: it is {reason}. With a prompt the score decides."
+    if choice.by == "speed":
+        return f"{best.name} is chosen: it is {_fastest(choice)}.{_FASTEST if _by_speed(choice) else ''}"
+    if is_by_lot(choice.ranked):
+        return (
+            f"{best.name} is chosen by lot: how busy it and {second.name} are was told too long ago for the "
+            "better one to be known."
+        )
     better, worse = _compared(best, second, choice.time_cost_weight)
     if not better:
         return f"{best.name} is chosen: it scores as {second.name} does and comes first."
     though = f", though {' and '.join(worse)}" if worse else ""
     return f"{best.name} is chosen over {second.name}: {' and '.join(better)}{though}."
+
+
+_FASTEST = " With a prompt the score decides."
+
+
+def _fastest(choice: Choice) -> str:
+    """In what the best one is first among the fastest."""
+    best, second = choice.ranked[:2]
+    faster = [r for r in choice.ranked if r.speed / r.slowdown > best.speed / best.slowdown]
+    if faster and all(delay(best) < delay(ranked) for ranked in faster):
+        return "the fastest of those that can begin soonest"
+    if faster:
+        return f"drawn by lot with {faster[0].name}, because how busy they are was told too long ago"
+    if delay(best) < delay(second) or best.speed > second.speed:
+        return "the fastest"
+    return f"as fast as {second.name} and before it in the registry"
 
 
 def _compared(best: Ranked, second: Ranked, weight: float) -> tuple[list[str], list[str]]:
@@ -236,24 +293,38 @@ def _as_json(decision: Decision, out: list[str]) -> dict[str, Any]:
         "rejected": [
             {"name": no.spec.name, "reason": no.reason, "detail": no.detail} for no in decision.rejected
         ],
-        "flips": [{"weight": flip.weight, "name": flip.name} for flip in (flips(decision) if scored else [])],
+        "wait_or_spend": wait_or_spend(decision),
+        "flips": [{"weight": flip.weight, "name": flip.name} for flip in flips(decision)],
         "ways_out": out,
     }
 
 
 def _scored_json(s: Scored, scored: bool) -> dict[str, Any]:
-    entry: dict[str, Any] = {"name": s.spec.name, "speed_tokens_per_sec": s.speed, "context": s.context}
+    entry: dict[str, Any] = {
+        "name": s.spec.name,
+        "speed_tokens_per_sec": s.speed,
+        "context": s.context,
+        "state": s.state,
+        "failing": s.failing,
+        "in_flight": s.in_flight,
+        "slots": s.slots,
+        "wait_seconds": s.queue_wait,
+        "ready_in_seconds": s.ready_in,
+        "slowdown": s.slowdown,
+    }
     if not scored:
         return entry
-    read, write = _parts(s)
+    parts = _parts(s)
     return entry | {
         "score": s.score,
         "mills": s.mills,
         "seconds": s.seconds,
-        "wait_seconds": s.queue_wait,
-        "prompt_seconds": read,
-        "completion_seconds": write,
+        "overhead_seconds": s.overhead,
+        "prompt_seconds": parts.read / s.slowdown,
+        "completion_seconds": parts.write / s.slowdown,
+        "occupancy_seconds": s.occupancy,
         "utilization_bonus": s.utilization_bonus,
         "prompt_tokens": s.prompt_tokens,
         "completion_tokens": s.completion_tokens,
+        "reply_tokens": s.reply_tokens,
     }

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+import msgspec
 
 from maxwell.amounts import duration
-from maxwell.calls.status import Status
+from maxwell.calls.status import Status, is_far_off
 from maxwell.cli.render import (
     Cell,
     Column,
@@ -28,10 +29,12 @@ from maxwell.cli.standing import is_spent, place, short_model, state_cell, why
 from maxwell.errors import LedgerError
 from maxwell.lm_pool import LLMPool
 from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Spec
+from maxwell.speed import Seen, Speeds
 
 _EPILOG = """\b
 Examples:
   maxwell list
+  maxwell list --speeds
   maxwell list --json | jq -r '.[] | select(.state == "up") | .name'
 """
 
@@ -40,11 +43,13 @@ _COLUMNS = (
     Column("NAME"),
     Column("STATE"),
     Column("TOKENS/S", right=True),
+    Column("MEASURED", right=True),
     Column("CONTEXT", right=True),
     Column("DIMENSION", right=True),
     Column("PRICE PER 1K", beneath="price {}"),
     Column("BUDGET LEFT", beneath="budget left {}"),
     Column("SLOTS", right=True, beneath="slots {}"),
+    Column("IN FLIGHT", right=True, beneath="in flight {}"),
     Column("WHERE", beneath="{}"),
     Column("MODEL", beneath="{}"),
     Column("TIER", beneath="tier {}"),
@@ -53,16 +58,35 @@ _COLUMNS = (
     Column("RESETS IN", beneath="resets in {}"),
     Column("NOTE", beneath="{}", always=True),
 )
+_SPEEDS = (
+    Column("NAME"),
+    Column("WRITES/S", right=True),
+    Column("DECLARED", right=True),
+    Column("READS/S", right=True),
+    Column("DECLARED", right=True),
+    Column("FIRST TOKEN", right=True, beneath="first token {}"),
+    Column("REPLY", right=True, beneath="reply {} tokens"),
+    Column("LOADS IN", right=True, beneath="loads in {}"),
+    Column("WAKES IN", right=True, beneath="wakes in {}"),
+    Column("SLOTS", right=True, beneath="slots {}"),
+    Column("CALLS", right=True),
+)
+_SPEEDS_MEAN = """\
+WRITES/S and READS/S: tokens a second, as measured. FIRST TOKEN: seconds until it comes, reading not
+included. REPLY: its usual tokens. CALLS: how many showed the speed; - is not known yet.
+"""
 
 
 @click.command("list", epilog=_EPILOG)
+@click.option("--speeds", is_flag=True, help="Show what calls taught of every LLM, beside what is declared.")
 @json_option
 @registry_option
-def list_(as_json: bool, registry: str | None) -> None:
+def list_(speeds: bool, as_json: bool, registry: str | None) -> None:
     """Show every LLM and embedding: health, speed, context, price, budget left.
 
-    Servers are asked how they are, at most every 30 seconds; nothing is generated. CONTEXT is what one
-    request may hold; where the server gives less than the registry declares, both are shown.
+    Servers are asked how they are, at most every 30 seconds; nothing is generated. TOKENS/S is the declared
+    speed, MEASURED the one that calls showed. CONTEXT is what one request may hold; where the server gives
+    less than the registry declares, both are shown. IN FLIGHT counts the calls of all your programs.
     """
     with LLMPool.from_registry(registry) as pool:
         with waiting("asking the servers"):
@@ -71,6 +95,8 @@ def list_(as_json: bool, registry: str | None) -> None:
         file = pool.registry.path
     if as_json:
         print_json([_as_json(status) for status in found])
+    elif speeds:
+        show_speeds(found)
     else:
         show_statuses(found)
         if is_terminal(sys.stdout):
@@ -104,21 +130,64 @@ def show_statuses(found: Sequence[Status]) -> None:
                 say()
 
 
+def show_speeds(found: Sequence[Status]) -> None:
+    """Print what calls taught of every LLM, beside what is declared."""
+    rows = [_speeds_row(status) for status in found if status.kind == "llm"]
+    if not rows:
+        say("the registry declares no LLM")
+        return
+    table(_SPEEDS, rows)
+    if is_terminal(sys.stdout):
+        say()
+        say(_SPEEDS_MEAN.replace("\n", " ").strip(), "dim")
+
+
+def _speeds_row(status: Status) -> list[Cell | str]:
+    spec, found = status.spec, status.measured
+    assert isinstance(spec, LLMSpec)
+    can, seen = spec.capabilities, found.seen if found else Seen()
+    return [
+        Cell(spec.name, "bold"),
+        _measured(found.speed if found and seen.speed else None, can.speed_tokens_per_sec),
+        number(can.speed_tokens_per_sec),
+        _measured(found.prefill if found and seen.prefill else None, can.prefill_tokens_per_sec),
+        number(can.prefill_tokens_per_sec) if can.prefill_tokens_per_sec else "",
+        f"{found.overhead:.2f} s" if found and seen.overhead else "",
+        f"{found.completion:,.0f}" if found and seen.completion else "",
+        duration(found.load) if found and seen.load else "",
+        duration(found.wake) if found and seen.wake else "",
+        f"{status.slots}" if status.slots else "",
+        f"{seen.speed:,}",
+    ]
+
+
+def _measured(value: float | None, declared: float | None) -> Cell:
+    """A measured speed, marked where the declared one is far off."""
+    if value is None:
+        return Cell("")
+    far_off = declared is not None and is_far_off(declared, value)
+    return Cell(number(float(f"{value:.3g}")) + (" !" if far_off else ""), "yellow" if far_off else "")
+
+
 def _row(status: Status, kind: str) -> list[Cell | str]:
     spec = status.spec
     llm = spec if isinstance(spec, LLMSpec) else None
-    slots = status.slots or (llm.capabilities.slots if llm else None)
+    found = status.measured
     note = "; ".join(filter(None, (why(status), *status.remarks)))
     return [
         kind,
         Cell(spec.name, "bold"),
         state_cell(status),
         number(llm.capabilities.speed_tokens_per_sec) if llm else "",
+        _measured(found.speed, llm.capabilities.speed_tokens_per_sec)
+        if llm and found and found.seen.speed
+        else "",
         _context(status),
         f"{spec.dimension}" if isinstance(spec, EmbeddingSpec) else "",
         price(spec),
         Cell(_budget_left(status), "red" if is_spent(status) else ""),
-        f"{slots}" if slots else "",
+        f"{status.slots}" if status.slots else "",
+        f"{status.in_flight}" if status.in_flight else "",
         place(spec),
         short_model(spec.model),
         llm.tier if llm else "",
@@ -191,10 +260,12 @@ def _as_json(status: Status) -> dict[str, Any]:
     if isinstance(spec, LLMSpec):
         can = spec.capabilities
         entry |= {
-            "slots": status.slots or can.slots,
+            "in_flight": status.in_flight,
             "cost_per_1k_completion_tokens": spec.price_completion,
             "tier": spec.tier,
             "speed_tokens_per_sec": can.speed_tokens_per_sec,
+            "prefill_tokens_per_sec": can.prefill_tokens_per_sec,
+            "measured": _measured_json(status.measured),
             "reasoning": can.reasoning,
             "vision": can.vision,
             "code_specialized": can.code_specialized,
@@ -203,3 +274,21 @@ def _as_json(status: Status) -> dict[str, Any]:
     else:
         entry |= {"dimension": spec.dimension, "specialized_for": list(spec.specialized_for)}
     return entry
+
+
+def _measured_json(found: Speeds | None) -> dict[str, Any] | None:
+    """What calls showed; null where none did."""
+    if found is None:
+        return None
+    seen = found.seen
+    return {
+        "speed_tokens_per_sec": found.speed if seen.speed else None,
+        "prefill_tokens_per_sec": found.prefill if seen.prefill else None,
+        "first_token_seconds": found.overhead if seen.overhead else None,
+        "reply_tokens": found.completion if seen.completion else None,
+        "bytes_per_token": found.bytes_per_token if seen.bytes_per_token else None,
+        "load_seconds": found.load if seen.load else None,
+        "wake_seconds": found.wake if seen.wake else None,
+        "slots": found.slots,
+        "observations": msgspec.structs.asdict(seen),
+    }

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import click
@@ -50,6 +51,7 @@ _ATTEMPTS = (
     Column("ASKED"),
     Column("OUTCOME"),
     Column("SECONDS", right=True),
+    Column("HELD", right=True, beneath="held back {} s before"),
     Column("COST", right=True, beneath="{}"),
     Column("TOKENS", beneath="{} tokens"),
     Column("PRICE", beneath="{}", always=True),
@@ -140,13 +142,16 @@ def show_receipt(receipt: Receipt) -> None:
         show_choice(choice)
     if choice.ranked:
         say()
-        say(because(choice))
+        for sentence in _reasons(receipt):
+            say(sentence)
         if choice.prompt_bytes is not None:
             say_formula()
     say()
     if receipt.attempts:
         table(_ATTEMPTS, [_attempt_row(attempt, receipt.kind) for attempt in receipt.attempts])
         say()
+        for sentence in _takeovers(receipt):
+            say(sentence)
     say(_end(receipt))
     for title, text in (("Prompt", receipt.prompt), ("Reply", receipt.reply)):
         if text is not None:
@@ -176,6 +181,39 @@ def _asked(receipt: Receipt) -> str:
     return "; ".join(parts) + "."
 
 
+def _reasons(receipt: Receipt) -> list[str]:
+    """Why the one that was asked first was chosen."""
+    choice, attempts = receipt.choice, receipt.attempts
+    told = [because(choice)]
+    if choice.wait_or_spend:
+        told.append(choice.wait_or_spend)
+    if receipt.chosen_before:
+        told.append(
+            f"When the LLM was got it was {receipt.chosen_before}; when it was called, this was decided anew."
+        )
+    if attempts and attempts[0].name != choice.ranked[0].name:
+        told.append(_in_time(attempts[0].name, choice.ranked[0].name))
+    return told
+
+
+def _takeovers(receipt: Receipt) -> list[str]:
+    """Who took over from one that had failed, and why."""
+    told = []
+    for before, attempt in pairwise(receipt.attempts):
+        choice = attempt.choice
+        if choice is None or not choice.ranked:
+            continue
+        reasons = [f"{before.name} failed; {because(choice)}", choice.wait_or_spend]
+        if attempt.name != choice.ranked[0].name:
+            reasons.append(_in_time(attempt.name, choice.ranked[0].name))
+        told.append(" ".join(filter(None, reasons)))
+    return told
+
+
+def _in_time(asked: str, best: str) -> str:
+    return f"{asked} was asked, because {best} would not have been done in time."
+
+
 def _need(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
@@ -186,6 +224,7 @@ def _attempt_row(attempt: Attempted, kind: str) -> list[Cell | str]:
         attempt.name,
         Cell(_words(attempt.outcome), _STYLES.get(attempt.outcome, "red")),
         f"{attempt.seconds:.3f}",
+        f"{attempt.held_seconds:.3f}" if attempt.held_seconds else "",
         _cost(attempt.usd, usage),
         "" if usage is None else _total(usage) if kind == "embed" else _tokens(usage),
         _prices(attempt),
@@ -232,13 +271,17 @@ def _end(receipt: Receipt) -> str:
     """How it ended and what it came to, in a sentence or two."""
     usage = receipt.usage
     facts = [f"{number(round(receipt.seconds, 3))} s in all"]
+    held = receipt.held_seconds + sum(attempt.held_seconds for attempt in receipt.attempts)
+    if held:
+        facts.append(f"held back for {number(round(held, 3))} s of them")
     if receipt.first_token_seconds is not None:
         facts.append(f"{number(round(receipt.first_token_seconds, 3))} s to the first token")
     if usage is not None:
         facts += [plural(usage.total_tokens, "token") + _estimated(usage), money(receipt.usd)]
     if receipt.finish_reason and receipt.outcome == "ok":
         facts.append(f"finish reason {receipt.finish_reason}")
-    return f"{_ending(receipt)}: {', '.join(facts)}."
+    why = f" ({receipt.message})" if receipt.message else ""
+    return f"{_ending(receipt)}{why}: {', '.join(facts)}."
 
 
 def _ending(receipt: Receipt) -> str:
@@ -273,7 +316,14 @@ def as_plain(receipt: Receipt) -> dict[str, Any]:
 
 
 # As `maxwell explain` and `maxwell ask` call them.
-_NAMES = {"queue_wait": "wait_seconds", "speed": "speed_tokens_per_sec", "usd": "cost_usd"}
+_NAMES = {
+    "queue_wait": "wait_seconds",
+    "ready_in": "ready_in_seconds",
+    "overhead": "overhead_seconds",
+    "occupancy": "occupancy_seconds",
+    "speed": "speed_tokens_per_sec",
+    "usd": "cost_usd",
+}
 
 
 def _plain(value: Any) -> Any:

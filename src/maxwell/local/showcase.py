@@ -18,13 +18,13 @@ from typing import Any, Self
 from msgspec import Struct
 
 from maxwell.calls.status import Status
+from maxwell.decision import Decision
 from maxwell.errors import MaxwellError
 from maxwell.ledger import Used
 from maxwell.lm_pool import LLMPool
 from maxwell.local.server import LocalServer, registry_entry
 from maxwell.registry.load import load
 from maxwell.registry.locate import FILE_NAME
-from maxwell.scheduler import Decision
 from maxwell.types import Completion
 
 

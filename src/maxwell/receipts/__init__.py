@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 from msgspec import Struct
 
+from maxwell.decision import Decision, Rejected, Scored
+from maxwell.explain import wait_or_spend
 from maxwell.registry.specs import LLMSpec, Spec
-from maxwell.scheduler import Decision, Rejected, Scored
 from maxwell.types import Requirements, Usage
 
 N = TypeVar("N", int, float)
@@ -27,7 +28,7 @@ __all__ = [
 
 
 class Ranked(Struct, frozen=True, array_like=True, gc=False):
-    """A candidate with every term of its score, see `scheduler.Scored`. New fields go to the end."""
+    """A candidate with every term of its score, see `decision.Scored`. New fields go to the end."""
 
     name: str
     score: float = 0.0
@@ -39,6 +40,15 @@ class Ranked(Struct, frozen=True, array_like=True, gc=False):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     context: int = 0
+    reply_tokens: float = 0.0
+    ready_in: float = 0.0
+    overhead: float = 0.0
+    occupancy: float = 0.0
+    slowdown: float = 1.0
+    in_flight: float = 0.0
+    slots: int | None = None
+    state: str = "up"
+    failing: bool = False
 
     @classmethod
     def of(cls, scored: Scored) -> Ranked:
@@ -54,6 +64,15 @@ class Ranked(Struct, frozen=True, array_like=True, gc=False):
             scored.prompt_tokens,
             scored.completion_tokens,
             scored.context,
+            round(scored.reply_tokens, 1),
+            round(scored.ready_in, 3),
+            round(scored.overhead, 6),
+            round(scored.occupancy, 6),
+            round(scored.slowdown, 3),
+            round(scored.in_flight, 2),
+            scored.slots,
+            scored.state,
+            scored.failing,
         )
 
 
@@ -62,7 +81,7 @@ class Refused(Struct, frozen=True, array_like=True, gc=False):
 
     Attributes:
         name: The entry.
-        reason: See `scheduler.Reason`.
+        reason: See `decision.Reason`.
         detail: The reason in words.
     """
 
@@ -86,6 +105,7 @@ class Choice(Struct, frozen=True, kw_only=True, omit_defaults=True):
         time_cost_weight: The weight used, in mills a second.
         prompt_bytes: Size of the prompt that was chosen for; None = none was given.
         ranked: The eligible ones, best first.
+        wait_or_spend: Why to wait for the best one, or to pay instead of waiting; see `explain`.
         more_ranked: How many further ones there were.
         rejected: Those that could not be chosen, in registry order.
         more_rejected: How many further ones there were.
@@ -97,6 +117,7 @@ class Choice(Struct, frozen=True, kw_only=True, omit_defaults=True):
     time_cost_weight: float = 1.0
     prompt_bytes: int | None = None
     ranked: tuple[Ranked, ...] = ()
+    wait_or_spend: str = ""
     more_ranked: int = 0
     rejected: tuple[Refused, ...] = ()
     more_rejected: int = 0
@@ -114,10 +135,16 @@ class Choice(Struct, frozen=True, kw_only=True, omit_defaults=True):
             time_cost_weight=request.needs.time_cost_weight,
             prompt_bytes=request.prompt_bytes,
             ranked=tuple([Ranked.of(scored) for scored in ranked]),
+            wait_or_spend=wait_or_spend(decision) or "",
             more_ranked=len(decision.ranked) - len(ranked),
             rejected=tuple([Refused.of(no) for no in rejected]),
             more_rejected=len(decision.rejected) - len(rejected),
         )
+
+    @classmethod
+    def of_takeover(cls, decision: Decision) -> Choice:
+        """What tells in a line why the best one took over: it and the next best."""
+        return cls.of(decision, most_ranked=2, most_rejected=0)
 
 
 _ANYTHING = Requirements()
@@ -156,7 +183,9 @@ class Attempted(Struct, frozen=True, kw_only=True, omit_defaults=True):
         name: The entry.
         outcome: "ok", a `Fault`, "budget", "ledger", "cancelled" (the caller left) or "failed".
         message: What went wrong, in words.
-        seconds: How long it took.
+        choice: The decision that chose it where that is not the receipt's own, with its best two alone.
+        held_seconds: How long the call was held back before it: for a slot, or until its server was ready.
+        seconds: How long it took, without that.
         usage: What was booked for it; None = nothing.
         usd: What that cost, in US dollars.
         prices: What was counted with; None = it was free.
@@ -165,6 +194,8 @@ class Attempted(Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str = ""
     outcome: str = ""
     message: str = ""
+    choice: Choice | None = None
+    held_seconds: float = 0.0
     seconds: float = 0.0
     usage: Usage | None = None
     usd: float = 0.0
@@ -181,8 +212,11 @@ class Receipt(Struct, frozen=True, kw_only=True, omit_defaults=True):
         outcome: As `Attempted.outcome`; "failed" also where several were asked and none answered,
             "unreadable" where the receipt itself is.
         llm: Who answered, or "".
-        choice: The decision.
+        choice: The decision that counted: the one at the moment of the call.
+        chosen_before: Who had been chosen before that, where it was another one; else "".
         attempts: Who was asked, in order.
+        held_seconds: How long the call was held back at its end, without anybody being asked after it.
+        message: What went wrong, in words, where nobody was asked.
         messages: Number of messages, or of texts to embed.
         characters: Size of their text.
         images: Number of images.
@@ -199,7 +233,10 @@ class Receipt(Struct, frozen=True, kw_only=True, omit_defaults=True):
     outcome: str = ""
     llm: str = ""
     choice: Choice = Choice()
+    chosen_before: str = ""
     attempts: tuple[Attempted, ...] = ()
+    held_seconds: float = 0.0
+    message: str = ""
     messages: int = 0
     characters: int = 0
     images: int = 0

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from maxwell.clock import Clock
+from maxwell.decision import Decision
 from maxwell.errors import UnknownReceipt
 from maxwell.receipts import Choice, Receipt
 from maxwell.receipts.record import Record
 from maxwell.receipts.text import fit_to_keep
-from maxwell.scheduler import Decision
 from maxwell.types import Message
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from maxwell.decision import Decision
 from maxwell.errors import (
     BackendError,
     BudgetExceeded,
@@ -20,7 +21,6 @@ from maxwell.errors import (
 from maxwell.receipts import Attempted, Choice, Prices, Receipt, sum_of
 from maxwell.receipts.text import Said, sizes, transcript, without_quotes
 from maxwell.registry.specs import Spec
-from maxwell.scheduler import Decision
 from maxwell.types import Completion, Usage
 
 if TYPE_CHECKING:
@@ -49,10 +49,13 @@ class Record:
         "_attempts",
         "_began",
         "_book",
+        "_chosen_before",
         "_decision",
         "_finish_reason",
         "_first",
+        "_held",
         "_kind",
+        "_message",
         "_outcome",
         "_pid",
         "_prompt",
@@ -61,6 +64,7 @@ class Record:
         "_said",
         "_seconds",
         "_sizes",
+        "_took_over",
         "at",
         "id",
     )
@@ -86,16 +90,44 @@ class Record:
         self._seconds = 0.0
         self._attempts: list[RecordedAttempt] = []
         self._running: RecordedAttempt | None = None
+        self._chosen_before = ""
+        self._took_over: Decision | None = None
+        self._held = 0.0
         self._outcome = ""
+        self._message = ""
         self._sizes = (0, 0, 0)
         self._finish_reason = ""
         self._first: float | None = None
         self._prompt: str | None = None
         self._reply: str | None = None
 
+    def decided(self, decision: Decision) -> None:
+        """It was decided anew who is asked next; of several decisions before one attempt the last counts.
+
+        Before the first attempt this is the decision that the receipt shows; later it tells who took over.
+        """
+        if self._decision is not None and self._decision.by == "name":
+            decision = msgspec.structs.replace(decision, by="name")  # so it was, however often it is decided
+        if self._attempts:
+            self._took_over = decision
+            return
+        before = self._decision.chosen if self._decision is not None else None
+        if before is not None and not self._chosen_before:
+            self._chosen_before = before.spec.name
+        self._decision = decision
+
+    def held(self, seconds: float) -> None:
+        """The present attempt, or else the next one, was held back for so long; adds up."""
+        running = self._running
+        if running is not None and running.runs:
+            running.held(seconds)
+        else:
+            self._held += seconds
+
     def attempt(self, spec: Spec) -> RecordedAttempt:
         """An entry is asked, while the `with` block of what this returns lasts."""
-        self._running = attempt = RecordedAttempt(self, spec)
+        self._running = attempt = RecordedAttempt(self, spec, self._held, self._took_over)
+        self._held, self._took_over = 0.0, None
         return attempt
 
     def used(self, usage: Usage, usd: float) -> None:
@@ -121,6 +153,8 @@ class Record:
         book = self._book
         self._seconds = book.clock.monotonic() - self._began
         self._outcome = _outcome(error)
+        if error is not None and not self._attempts:
+            self._message = self.words_of(error)
         if isinstance(error, StreamBroken):
             self.answered(error.partial)
         self._sizes = sizes(self._said)
@@ -154,7 +188,10 @@ class Record:
             outcome=self._outcome,
             llm=attempts[-1].name if answered else "",
             choice=self._choice(attempts),
+            chosen_before=self._replaced(attempts),
+            message=self._message,
             attempts=attempts,
+            held_seconds=round(self._held, 6),
             messages=messages,
             characters=characters,
             images=images,
@@ -164,6 +201,10 @@ class Record:
             prompt=self._prompt,
             reply=self._reply,
         )
+
+    def _replaced(self, attempts: Sequence[Attempted]) -> str:
+        """Who had been chosen before, where in the end another one was asked."""
+        return self._chosen_before if attempts and attempts[0].name != self._chosen_before else ""
 
     def _choice(self, attempts: Sequence[Attempted]) -> Choice:
         if self._decision is not None:
@@ -177,17 +218,42 @@ class Record:
 class RecordedAttempt:
     """One entry that is asked by a call that runs; its `with` block is the attempt."""
 
-    __slots__ = ("_began", "_message", "_outcome", "_record", "_seconds", "_spec", "_usage", "_usd")
+    __slots__ = (
+        "_began",
+        "_decision",
+        "_held",
+        "_idle",
+        "_message",
+        "_outcome",
+        "_record",
+        "_seconds",
+        "_spec",
+        "_usage",
+        "_usd",
+    )
 
-    def __init__(self, record: Record, spec: Spec) -> None:
+    def __init__(self, record: Record, spec: Spec, held: float, decision: Decision | None) -> None:
         self._record = record
         self._spec = spec
+        self._held = held  # seconds, before it began and since
+        self._idle = 0.0  # seconds of them since it began
+        self._decision = decision
         self._began = record._book.clock.monotonic()
         self._seconds = 0.0
         self._outcome = ""
         self._message = ""
         self._usage: Usage | None = None
         self._usd = 0.0
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is not over yet."""
+        return not self._outcome
+
+    def held(self, seconds: float) -> None:
+        """See `Record.held`."""
+        self._held += seconds
+        self._idle += seconds
 
     def used(self, usage: Usage, usd: float) -> None:
         """See `Record.used`."""
@@ -212,7 +278,9 @@ class RecordedAttempt:
             name=self._spec.name,
             outcome=self._outcome,
             message=self._message,
-            seconds=round(self._seconds, 6),
+            choice=None if self._decision is None else Choice.of_takeover(self._decision),
+            held_seconds=round(self._held, 6),
+            seconds=round(max(self._seconds - self._idle, 0.0), 6),
             usage=self._usage,
             usd=round(self._usd, 12),
             prices=Prices.of(self._spec),

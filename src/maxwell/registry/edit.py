@@ -89,6 +89,15 @@ def set_field(text: str, path: Where, value: Any) -> str:
     )
 
 
+def place_of(text: str, name: str) -> tuple[str, int]:
+    """Where the entry of that name stands, as the beginning of a path for `set_field`.
+
+    Raises:
+        RegistryError: The text is not JSON, or has no such entry.
+    """
+    return _known(_page(text), name)
+
+
 def remove_entry(text: str, name: str) -> str:
     """The registry text without the entry of that name.
 
@@ -96,11 +105,7 @@ def remove_entry(text: str, name: str) -> str:
         RegistryError: The text is not JSON, or has no such entry.
     """
     page = _page(text)
-    found = _find(page, name)
-    if not found:
-        guess = did_you_mean(name, [known for known, _ in _names(page)])
-        raise _error(page, (), f"has no entry named {shown(name)}{guess}")
-    kind, index = found
+    kind, index = _known(page, name)
     spans = _members(page, (kind,))
     whole = page.document.values[(kind,)]
     if len(spans) == 1:
@@ -200,6 +205,14 @@ def _names(page: _Page) -> list[tuple[str, tuple[str, int]]]:
 
 def _find(page: _Page, name: Any) -> tuple[str, int] | None:
     return next((place for known, place in _names(page) if known == name), None)
+
+
+def _known(page: _Page, name: str) -> tuple[str, int]:
+    found = _find(page, name)
+    if not found:
+        guess = did_you_mean(name, [known for known, _ in _names(page)])
+        raise _error(page, (), f"has no entry named {shown(name)}{guess}")
+    return found
 
 
 def _at(value: Any, where: Where) -> Any:

@@ -24,6 +24,8 @@ _BAD = b'data: {"choices":[{"index":0,"del\n\n'
 _COMMENT = b": keep-alive\n\n"
 # Events handed over at once when nothing paces them; small, so that a client that leaves is noticed early.
 _BLOCK = 64
+# Shorter waits than this are beyond an event loop's timers: what is due within it leaves together.
+_TICK = 0.002
 
 
 class Speed(Struct, frozen=True):
@@ -31,11 +33,13 @@ class Speed(Struct, frozen=True):
 
     Attributes:
         tokens_per_sec: Generation speed; None = as fast as can be.
+        prefill_tokens_per_sec: Speed of reading what is not cached of a prompt; None = at once.
         max_tokens_default: Completion cap of a request that names none; None = the rest of the context.
         cached_tokens: Prompt tokens reported as cached.
     """
 
     tokens_per_sec: float | None
+    prefill_tokens_per_sec: float | None
     max_tokens_default: int | None
     cached_tokens: int
 
@@ -72,7 +76,8 @@ class Chats:
             tokens, outcome = self._tokens(body, prompt, fault)
         except Exception as error:  # the test's own function may raise anything
             return respond(dialect.error(500, f"the reply function raised {error!r}"))
-        job = _Job(self._chat(body, prompt), tokens, outcome, self._interval(fault))
+        chat = self._chat(body, prompt)
+        job = _Job(chat, tokens, outcome, self._interval(fault), self._reading(chat))
         if streamed:
             return await _Stream(dialect, self._script, self._state, request, recorded, job).run(self._slots)
         return await self._whole(request, recorded, job)
@@ -92,6 +97,10 @@ class Chats:
             return fault.seconds
         speed = self._speed.tokens_per_sec
         return None if speed is None else 1.0 / speed
+
+    def _reading(self, chat: Chat) -> float:
+        speed = self._speed.prefill_tokens_per_sec
+        return 0.0 if speed is None else (chat.prompt_tokens - chat.cached_tokens) / speed
 
     def _tokens(self, body: dict[str, Any], prompt: int, fault: Fault | None) -> tuple[list[Token], Outcome]:
         dialect = self._dialect
@@ -113,8 +122,9 @@ class Chats:
             self._state.book(job.chat.prompt_tokens, 0)
             if isinstance(recorded.fault, faults.SlowFirstByte):
                 await asyncio.sleep(recorded.fault.seconds)
+            await asyncio.sleep(job.reading)
             await self._generate(job)
-            job.outcome.prompt_ms = (job.interval or 0.0) * 1000.0
+            job.outcome.prompt_ms = (job.reading + (job.interval or 0.0)) * 1000.0
             job.outcome.predicted_ms = (time.perf_counter() - started) * 1000.0 - job.outcome.prompt_ms
             body = self._dialect.completion(job.chat, self._script.message(job.tokens), job.outcome)
             return await self._responder.deliver(request, recorded, self._dialect.json(body))
@@ -132,12 +142,16 @@ class Chats:
 
 
 class _Job(Struct):
-    """One accepted chat: what to say and how fast. `interval` is seconds a token, None = at once."""
+    """One accepted chat: what to say and how fast.
+
+    `interval` is seconds a token, None = at once; `reading` is seconds for the prompt.
+    """
 
     chat: Chat
     tokens: list[Token]
     outcome: Outcome
     interval: float | None
+    reading: float
 
 
 class _Stream:
@@ -174,8 +188,8 @@ class _Stream:
         async with slots.one():
             started = time.perf_counter()
             self._state.book(self._job.chat.prompt_tokens, 0)
-            if late:
-                await asyncio.sleep(late)
+            if late or self._job.reading:
+                await asyncio.sleep(late + self._job.reading)
             await self._response.prepare(self._request)
             self._hold([_event(self._dialect.opening(self._job.chat))])
             self._due = self._first_token = time.perf_counter()
@@ -219,6 +233,8 @@ class _Stream:
         if last is not None:
             await self._wait_turn()
             self._state.book(0, 1)
+        if self._job.interval is not None:
+            await self._wait_until_due()
         outcome = self._job.outcome
         outcome.predicted_ms = (time.perf_counter() - self._first_token) * 1000.0
         closing = [_event(chunk) for chunk in self._dialect.closing(self._job.chat, outcome, last)]
@@ -236,10 +252,19 @@ class _Stream:
 
     async def _wait_turn(self) -> None:
         """Wait until the next token is due. Deadlines are absolute, so that lateness does not add up."""
-        if self._job.interval is not None or len(self._held) > _BLOCK:
+        interval = self._job.interval
+        if interval is not None:
+            self._due += interval
+            if interval < _TICK and self._due < time.perf_counter() + _TICK:
+                return
+            await self._wait_until_due()
+        elif len(self._held) > _BLOCK:
             await self._flush()
-            self._due += self._job.interval or 0.0
-            await asyncio.sleep(max(0.0, self._due - time.perf_counter()))
+            await asyncio.sleep(0)
+
+    async def _wait_until_due(self) -> None:
+        await self._flush()
+        await asyncio.sleep(max(0.0, self._due - time.perf_counter()))
 
     def _events(self, tokens: Sequence[Token]) -> list[bytes]:
         """One event a token, cut from the same cloth: only the token's text differs from one to the next."""

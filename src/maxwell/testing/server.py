@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from maxwell.testing.dialects import DIALECTS
 from maxwell.testing.dialects.base import Facts
@@ -17,6 +17,9 @@ from maxwell.testing.script import Says, Script
 from maxwell.testing.state import Condition, Recorded, State
 from maxwell.testing.tokens import Tokenizer
 from maxwell.types import BackendName, Usage
+
+if TYPE_CHECKING:
+    from maxwell.testing.serving import Serving
 
 _HOST = "127.0.0.1"
 _BACKLOG = 1024
@@ -40,6 +43,7 @@ class FakeServer:
             None = `reply`.
         tool_calls: (name, arguments) of the tools it calls, in place of `reply`, when the request offers any.
         tokens_per_sec: How fast it generates; None = as fast as can be.
+        prefill_tokens_per_sec: How fast it reads prompts, what it has cached left out; None = at once.
         token_bytes: Most UTF-8 bytes of a token: the tokenizer packs characters greedily and splits none.
         max_tokens_default: Completion cap for requests that name none; None = the rest of the context.
         cached_tokens: Prompt tokens reported as read from cache, at most.
@@ -62,6 +66,7 @@ class FakeServer:
         constrained_reply: Says | None = None,
         tool_calls: Sequence[tuple[str, Mapping[str, Any]]] = (),
         tokens_per_sec: float | None = None,
+        prefill_tokens_per_sec: float | None = None,
         token_bytes: int = 4,
         max_tokens_default: int | None = None,
         cached_tokens: int = 0,
@@ -90,13 +95,14 @@ class FakeServer:
         self._dialect = DIALECTS[dialect](facts)
         self._script = Script(tokenizer, reply, reasoning, constrained_reply, tool_calls)
         self._reasons = bool(reasoning)
-        self._speed = (tokens_per_sec, max_tokens_default, cached_tokens)
+        self._speed = (tokens_per_sec, prefill_tokens_per_sec, max_tokens_default, cached_tokens)
         self._state = State(frozenset(self._dialect.routes))
         self._port = 0
         self._socket: socket.socket | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._halt: asyncio.Event | None = None
+        self._serving: Serving | None = None
 
     def __repr__(self) -> str:
         return f"FakeServer({self._dialect.name!r}, {self._facts.model!r}, port={self._port})"
@@ -141,6 +147,7 @@ class FakeServer:
 
         self._loop, self._halt = asyncio.get_running_loop(), asyncio.Event()
         serving = Serving(self._dialect, self._script, self._state, Speed(*self._speed))
+        self._serving = serving
         server = await self._loop.create_server(serving.protocol, sock=listener, backlog=_BACKLOG)
         ready.set()
         await self._halt.wait()
@@ -156,7 +163,7 @@ class FakeServer:
         self._state.stopping = True
         self._loop.call_soon_threadsafe(self._halt.set)
         self._thread.join()
-        self._thread = self._loop = self._halt = None
+        self._thread = self._loop = self._halt = self._serving = None
         self._reserve()
 
     def close(self) -> None:
@@ -250,6 +257,11 @@ class FakeServer:
     def connections(self) -> int:
         """TCP connections accepted so far."""
         return self._state.connections
+
+    @property
+    def open_connections(self) -> int:
+        """TCP connections open now; those kept for later requests are among them."""
+        return 0 if self._serving is None else self._serving.open_connections
 
     @property
     def in_flight(self) -> int:

@@ -42,6 +42,11 @@ class Serving:
         self._state.connections += 1
         return self._http()
 
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open."""
+        return len(self._http.connections)
+
     def drop_connections(self) -> None:
         """Close every connection at once."""
         for connection in self._http.connections:

@@ -1,0 +1,107 @@
+"""Draws a scenario's table: Maxwell in colour, everybody else in grey, the bound as a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+
+from scheduling.results import Result, Row
+
+OURS, OTHERS, INK, GOAL = "#0b6e4f", "#9aa5b1", "#3d4852", "#c0392b"
+NAMES = {
+    "S1": "oracle",
+    "S2": "burst",
+    "S3": "poisson",
+    "S4": "herd",
+    "S5": "drift",
+    "S6": "faults",
+    "S7": "budget",
+    "S8": "batch",
+}
+MARKS = "osD^vPX*<>"
+
+
+def draw(result: Result, directory: Path) -> Path:
+    """Write the scenario's figure into `directory` as SVG."""
+    style = {
+        "svg.fonttype": "none",  # text stays text: small, and searchable
+        "svg.hashsalt": "scheduling",  # the same figures give the same file
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+    }
+    with mpl.rc_context(style):
+        cases = list(dict.fromkeys(row.case for row in result.rows))
+        figure, axes = plt.subplots(figsize=(7.2, 3.9 if len(cases) > 1 else 2.6), layout="constrained")
+        if len(cases) > 2 and result.name != "S1":
+            _lines(axes, result, cases)
+        else:
+            _bars(axes, result, cases)
+        axes.set_title(f"{result.name}  {result.title}", loc="left", fontsize=10)
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / f"scheduling-{result.name.lower()}-{NAMES[result.name]}.svg"
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
+    return path
+
+
+def _is_ours(row: Row) -> bool:
+    return row.policy.startswith("Maxwell")
+
+
+def _lines(axes: Any, result: Result, cases: list[str]) -> None:
+    """A line for each policy over the cases."""
+    policies = list(dict.fromkeys(row.policy for row in result.rows))
+    for i, policy in enumerate(policies):
+        rows = [row for row in result.rows if row.policy == policy and row.ratio == row.ratio]
+        where = [cases.index(row.case) for row in rows]
+        ours = policy.startswith("Maxwell")
+        axes.plot(
+            where,
+            [row.ratio for row in rows],
+            color=OURS if ours else OTHERS,
+            linewidth=2.0 if ours else 1.0,
+            linestyle="-" if policy in ("Maxwell", "Maxwell, calls") or not ours else "--",
+            marker=MARKS[i % len(MARKS)],
+            markersize=4,
+            label=policy,
+            zorder=3 if ours else 2,
+        )
+    goals = {row.case: row.goal for row in result.rows if row.goal is not None}
+    for case, goal in goals.items():
+        at = cases.index(case)
+        axes.plot([at - 0.15, at + 0.15], [goal, goal], color=GOAL, linewidth=1.5, zorder=4)
+    axes.plot([], [], color=GOAL, linewidth=1.5, label="goal")
+    axes.axhline(1.0, color=INK, linewidth=0.8, linestyle=":", label="lower bound")
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(cases)), cases)
+    axes.set_ylabel(result.unit)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _bars(axes: Any, result: Result, cases: list[str]) -> None:
+    """A bar for each policy of each case."""
+    labels, values, colours = [], [], []
+    for case in cases:
+        for row in result.rows:
+            if row.case == case:
+                labels.append(f"{row.policy}  ({case})" if len(cases) > 1 else row.policy)
+                values.append(row.ratio)
+                colours.append(OURS if _is_ours(row) else OTHERS)
+                overshot = fmean(row.figures.get("overshot", [0.0]))
+                if overshot:
+                    labels[-1] += f", overshot by {overshot:.0%}"
+    bars = axes.barh(range(len(values)), values, color=colours, height=0.7)
+    axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
+    axes.axvline(1.0, color=INK, linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(values)), labels)
+    axes.invert_yaxis()
+    axes.set_xlabel(result.unit)
