@@ -16,12 +16,13 @@ FLOORS = [
     ["__init__"],  # the package's own names, each loaded at first use
     ["lm_pool"],
     ["pools"],
-    ["handles"],
+    ["handles", "maps"],
     ["calls"],
-    ["explain", "requirements", "receipts"],
+    ["receipts"],
+    ["explain", "requirements"],
     ["scheduler", "health", "ledger", "backends", "learning", "flights"],
     ["decision", "speed"],
-    ["registry", "tokens", "database", "breaker", "queueing"],
+    ["registry", "tokens", "database", "breaker", "queueing", "prefixes"],
     ["types", "errors", "clock", "ending", "redaction"],
     ["amounts"],
 ]

@@ -81,11 +81,10 @@ def _as_text(result: Any, seeds: Sequence[int], seconds: float) -> str:
     header, cells = result.table()
     widths = [max(len(row[i]) for row in [header, *cells]) for i in range(len(header))]
     numbers = ",".join(map(str, seeds))
-    lines = [
-        f"\n{result.name}: {result.title}  [seeds {numbers}; {seconds:.0f} s; Python {platform.python_version()},"
-        f" {sys.platform}]"
-    ]
+    where = f"Python {platform.python_version()}, {sys.platform}"
+    lines = [f"\n{result.name}: {result.title}  [seeds {numbers}; {seconds:.0f} s; {where}]"]
     for row in [header, ["-" * width for width in widths], *cells]:
-        words = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        words = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        words[:2] = [cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False)]
         lines.append("  ".join(words).rstrip())
     return "\n".join([*lines, *result.remarks])

@@ -26,8 +26,8 @@ def _whole_jobs(jobs: int, machines: int) -> csr_matrix:
 def _work(seconds: Floats) -> csr_matrix:
     """One row a machine: the slot-seconds that each share of a job takes there."""
     jobs, machines = seconds.shape
-    rows = np.tile(np.arange(machines), jobs)
-    return csr_matrix((seconds.ravel(), (rows, np.arange(jobs * machines))), shape=(machines, jobs * machines))
+    where = (np.tile(np.arange(machines), jobs), np.arange(jobs * machines))
+    return csr_matrix((seconds.ravel(), where), shape=(machines, jobs * machines))
 
 
 def makespan(load: Load, machines: Sequence[Machine], weight: float = 1.0) -> float:
@@ -52,9 +52,9 @@ def makespan(load: Load, machines: Sequence[Machine], weight: float = 1.0) -> fl
 
 
 def mean_seconds(load: Load, machines: Sequence[Machine]) -> float:
-    """Least mean time of a job: nobody queues, but no machine works more than its slots until the last arrival.
+    """Least mean time of a job: nobody queues, but machines work no more than their slots allow.
 
-    Asymptotic: a few jobs may end after that.
+    That is counted until the last arrival, so the bound is asymptotic: a few jobs may end after that.
     """
     seconds = load.seconds(machines)
     jobs, count = seconds.shape

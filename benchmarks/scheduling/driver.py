@@ -20,6 +20,7 @@ class Task:
         network: Where it sends.
         flow: The flow.
         ended: Told when it is over, unless it is stopped.
+        emitted: Given what it emits.
 
     Attributes:
         result: What it returned, once `done`.
@@ -33,6 +34,7 @@ class Task:
         network: Network,
         flow: Flow[Any],
         ended: Callable[[Task], None] | None = None,
+        emitted: Callable[[Any], None] | None = None,
     ) -> None:
         self.result: Any = None
         self.error: Exception | None = None
@@ -41,6 +43,7 @@ class Task:
         self._world = world
         self._network = network
         self._flow = flow
+        self._emitted = emitted
         self._opened: list[Any] = []
         self._started: list[Task] = []
         self._forget: Callable[[], None] | None = None  # what it waits for is of no interest any more
@@ -93,37 +96,26 @@ class Task:
 
     def _perform(self, effect: Any) -> Any:
         """Execute one effect; returns its result, or `_WAITS`."""
-        kind = type(effect)
-        if kind is Pull:
-            return self._pull(effect)
-        if kind is Send:
-            self._forget = self._network.send(effect.request, effect.limits, self._sent, self._failed)
-            return _WAITS
-        if kind is Close:
-            effect.exchange.close()
-            self._opened.remove(effect.exchange)
-            return None
-        if kind is Aside:
-            return effect.work()
-        if kind is Sleep:
-            self._forget = self._world.after(effect.seconds, self._nothing).cancel
-            return _WAITS
-        if kind is Gather:
-            return self._gather(effect)
-        if kind is First:
-            return self._first(effect)
-        if kind is Start:
-            self._started.append(Task(self._world, self._network, effect.flow, self._ended_one))
-            return self._started[-1]
-        if kind is Stop:
-            effect.handle.stop()
-            return None
-        if kind is Emit:
-            return None
-        raise TypeError(f"not an effect: {effect!r}")
+        perform = _PERFORMED.get(type(effect))
+        if perform is None:
+            raise TypeError(f"not an effect: {effect!r}")
+        return perform(self, effect)
 
-    def _nothing(self) -> None:
-        self._go_on(None, None)
+    def _emit(self, effect: Emit) -> None:
+        if self._emitted is not None:
+            self._emitted(effect.value)
+
+    def _sleep(self, effect: Sleep) -> Any:
+        self._forget = self._world.after(effect.seconds, lambda: self._go_on(None, None)).cancel
+        return _WAITS
+
+    def _close(self, effect: Close) -> None:
+        effect.exchange.close()
+        self._opened.remove(effect.exchange)
+
+    def _send(self, effect: Send) -> Any:
+        self._forget = self._network.send(effect.request, effect.limits, self._sent, self._failed)
+        return _WAITS
 
     def _sent(self, exchange: Any) -> None:
         self._opened.append(exchange)
@@ -147,7 +139,12 @@ class Task:
         else:
             self._go_on(piece, None)
 
-    def _ended_one(self, task: Task) -> None:
+    def _start(self, effect: Start) -> Task:
+        task = Task(self._world, self._network, effect.flow, self._forget_started)
+        self._started.append(task)
+        return task
+
+    def _forget_started(self, task: Task) -> None:
         if task in self._started:
             self._started.remove(task)
 
@@ -195,6 +192,20 @@ class Task:
         tasks += [Task(self._world, self._network, flow, look) for flow in effect.flows]
         self._forget = waiting.clear
         return _WAITS
+
+
+_PERFORMED: dict[type, Callable[[Task, Any], Any]] = {
+    Aside: lambda _, effect: effect.work(),
+    Close: Task._close,
+    Emit: Task._emit,
+    First: Task._first,
+    Gather: Task._gather,
+    Pull: Task._pull,
+    Send: Task._send,
+    Sleep: Task._sleep,
+    Start: Task._start,
+    Stop: lambda _, effect: effect.handle.stop(),
+}
 
 
 def run_all(world: World, tasks: list[Task]) -> None:

@@ -82,7 +82,7 @@ def oracle(pool: Sequence[Model], prompt: int, weight: float) -> int | None:
 
 
 def sentinel(pool: Sequence[Model], prompt: int, weight: float) -> int:
-    """As a former program chose: money in dollars, every token at the generation speed, -1 for what is not fit."""
+    """As a former program chose: money in dollars, one speed for every token, -1 for what does not fit."""
     scores = []
     for model in pool:
         total = prompt + min(512, model.most)

@@ -128,4 +128,3 @@ def run(seeds: Sequence[int]) -> Result:
         latencies = _maxwell(load, seed, None)
         result.row(case, "Maxwell", SHARED_GOAL).add(latencies.mean() / bound, **percentiles(latencies))
     return result
-

@@ -104,7 +104,7 @@ def _maxwell(load: Load, seed: int, knows: str) -> Floats:
 
 
 def run(seeds: Sequence[int]) -> Result:
-    """Maxwell beside itself with a perfect and with no memory, and simple rules with true and wrong figures."""
+    """Maxwell beside itself with perfect and with no knowledge, and a simple rule with both."""
     result = Result("S5", "wrong registry, drift, outliers: mean time", "x true speeds known")
     wrong = tuple(replace(m, speed=WRONG.get(m.name, m.speed)) for m in POOL)
     for seed in seeds:

@@ -117,4 +117,3 @@ def run(seeds: Sequence[int]) -> Result:
             row = result.row(case, "Maxwell", GOAL, at_least=True)
             row.add(use, overshot=over, **{"most settled and held": held, "failed calls": float(failed)})
     return result
-

@@ -10,6 +10,8 @@ import numpy as np
 from maxwell.calls.chat import Call, chat
 from maxwell.calls.effects import Flow
 from maxwell.calls.entries import Entry
+from maxwell.calls.mapped import Asked, Mapped, Plan
+from maxwell.calls.mapping import mapping
 from maxwell.calls.select import choose, insist
 from maxwell.calls.state import PoolState
 from maxwell.health import HealthBook
@@ -106,9 +108,14 @@ class Lab:
             **parts,
         )
 
-    def task(self, flow: Flow[Any], ended: Callable[[Task], None] | None = None) -> Task:
+    def task(
+        self,
+        flow: Flow[Any],
+        ended: Callable[[Task], None] | None = None,
+        emitted: Callable[[Any], None] | None = None,
+    ) -> Task:
         """Start a flow."""
-        return Task(self.world, self.network, flow, ended)
+        return Task(self.world, self.network, flow, ended, emitted)
 
 
 def call(
@@ -168,7 +175,7 @@ class Calls:
 
 
 def teach(lab: Lab, state: PoolState, seed: int, count: int = 24) -> None:
-    """Let the pool learn what an ordinary day would have taught it: `count` calls to each entry by its name."""
+    """Let the pool learn what an ordinary day would teach it: `count` calls to each entry by its name."""
     prompts, completions = sizes(count * len(state.llms), np.random.default_rng(seed + 10_000))
     lessons = lab.add(Load(prompts, completions, np.zeros(len(prompts))))
 
@@ -180,3 +187,25 @@ def teach(lab: Lab, state: PoolState, seed: int, count: int = 24) -> None:
     run_all(lab.world, [lab.task(lecture(e, part)) for e, part in zip(state.llms, parts, strict=True)])
     for server in lab.servers.values():
         server.meter.clear()
+
+
+def map_jobs(
+    lab: Lab, state: PoolState, jobs: Sequence[Job], weight: float = 1.0
+) -> tuple[list[Mapped], float]:
+    """`pool.map` over the jobs, results as they come: what came, and how many seconds it all took."""
+    found: list[Mapped] = []
+    needs = Requirements(time_cost_weight=weight)
+
+    def read(job: Job) -> Asked:
+        text = prompt_text(job)
+        chat_call = ChatCall(messages=[{"role": "user", "content": text}])
+        return Asked(chat=chat_call, needs=needs, prompt=text)
+
+    plan = Plan(items=iter(jobs), read=read, needs=needs, total=len(jobs), ordered=False)
+
+    began = lab.world.now
+    task = lab.task(mapping(state, plan), emitted=found.append)
+    run_all(lab.world, [task])
+    if task.error is not None:
+        raise task.error
+    return found, lab.world.now - began

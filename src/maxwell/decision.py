@@ -67,6 +67,7 @@ class Candidate(Struct, kw_only=True):
             knows.
         slowdown: How many times slower than expected its server is at the moment.
         completion: Likely tokens of a reply, as learned; None = not learned.
+        cached: Part of the prompt that its server has probably read before and need not read again, 0 to 1.
         failing: Whether its server failed again and again, so that it is left alone for a while.
         bytes_per_token: Learned ratio of this model's tokenizer.
         tokens_left: What today's token budget has left; None = unlimited.
@@ -94,6 +95,7 @@ class Candidate(Struct, kw_only=True):
     ready_in: float = 0.0
     slowdown: float = 1.0
     completion: float | None = None
+    cached: float = 0.0
     failing: bool = False
     bytes_per_token: float = BYTES_PER_TOKEN
     tokens_left: int | None = None
@@ -129,6 +131,7 @@ class Request(Struct, frozen=True, kw_only=True):
         extra_tokens: Prompt tokens besides the text (images, template).
         by_speed: Rank by speed although the prompt is known, which then only has to fit.
         grammar: Whether the text must obey a grammar.
+        prefix: Marks of the prompt's beginning (see `prefixes.blocks`).
     """
 
     needs: Requirements
@@ -138,6 +141,7 @@ class Request(Struct, frozen=True, kw_only=True):
     extra_tokens: int = 0
     by_speed: bool = False
     grammar: bool = False
+    prefix: tuple[int, ...] = ()
 
 
 class Scored(Struct, frozen=True, gc=False):

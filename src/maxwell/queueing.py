@@ -27,7 +27,7 @@ def utilization(loads: Sequence[tuple[float, int]]) -> float:
     """Share of all slots that are in use: sum(min(n, S)) / sum(S), over servers given as (n, S)."""
     total = sum([slots for _, slots in loads])
     # `fsum`, because the order of the servers must not matter, and estimated counts are no whole numbers.
-    return math.fsum([min(n, slots) for n, slots in loads]) / total if total else 0.0
+    return math.fsum([n if n < slots else slots for n, slots in loads]) / total if total else 0.0
 
 
 def occupancy(n: float, slots: int | None, service: float, utilization: float) -> float:

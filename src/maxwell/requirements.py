@@ -8,6 +8,7 @@ from typing import Any, TypedDict, get_args
 import msgspec
 
 from maxwell.decision import Request
+from maxwell.prefixes import blocks, text_of
 from maxwell.scheduler import check_weight
 from maxwell.tokens import TEMPLATE_TOKENS_PER_MESSAGE, utf8_length
 from maxwell.types import ChatCall, Message, Requirements, Tier
@@ -118,6 +119,7 @@ def request(needs: Requirements) -> Request:
         needs=msgspec.structs.replace(needs, prompt=None),
         prompt_bytes=utf8_length(needs.prompt),
         extra_tokens=TEMPLATE_TOKENS_PER_MESSAGE,
+        prefix=blocks(text_of(prompt_messages(needs.prompt, None))),
     )
 
 

@@ -12,7 +12,8 @@ With what is known of the moment (see `queueing`)
     time_seconds = slowdown * (queue_wait + ready_in + overhead + prompt / prefill + reply / speed)
                  + occupancy
 
-which is the specification's prompt / prefill + completion / speed for servers idle and not measured yet.
+where of the prompt only counts what its server has not read lately. For servers idle and not measured yet
+that is the specification's prompt / prefill + completion / speed.
 """
 
 from __future__ import annotations
@@ -128,7 +129,8 @@ def _decide(
         else:
             assert type(result) is Rejected
             rejected.append(result)
-    if busy and not by_speed:
+    # How busy all are together is too fine a difference for counts that are old.
+    if busy and not by_speed and not any([c.counted > FRESH_COUNT_SECONDS for c in candidates]):
         eligible = _with_occupancy(candidates, eligible, weight)
     eligible.sort()  # the index is unique, so a comparison never reaches the last item
     by: Literal["score", "speed", "name"] = "name" if named else "speed" if by_speed else "score"
@@ -229,7 +231,7 @@ def expected_seconds(c: Candidate, request: Request) -> float:
         return 0.0
     most = request.needs.max_completion or min(DEFAULT_COMPLETION, c.spec.capabilities.max_tokens)
     reply = most if c.completion is None else min(c.completion, most)
-    return c.overhead + prompt / c.prefill + reply / c.speed
+    return c.overhead + (1.0 - c.cached) * prompt / c.prefill + reply / c.speed
 
 
 def _prompt_tokens(c: Candidate, request: Request) -> int | None:
@@ -267,7 +269,8 @@ def _score(c: Candidate, request: Request, assumed: int, weight: float) -> Score
             return no
     reply = completion if c.completion is None or c.completion > completion else c.completion
     mills = request_mills(spec, prompt, reply)
-    seconds = c.queue_wait + c.ready_in + c.overhead + prompt / c.prefill + reply / c.speed
+    unread = (1.0 - c.cached) * prompt if c.cached else prompt
+    seconds = c.queue_wait + c.ready_in + c.overhead + unread / c.prefill + reply / c.speed
     if c.slowdown != 1.0:
         seconds *= c.slowdown
     bonus = 1 - abs(total / c.context - IDEAL_UTILIZATION)

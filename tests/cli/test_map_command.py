@@ -130,12 +130,21 @@ def test_failures_are_told_and_end_with_one(
     assert told[-1].startswith("2 answered, 1 failed, ")
 
 
-def test_nobody_to_ask_is_said(run: Run, write_registry: WriteRegistry) -> None:
-    write_registry(unreachable("gone"))
-    result = run("map", "-", input="a\nb\nc\nd\ne\n")
-    assert result.exit_code == 1
-    assert all("cannot connect" in r["error"] for r in records(result.stdout))
-    assert "maxwell: and 2 more" in result.stderr.splitlines()
+def test_only_the_first_failures_are_told(
+    run: Run, write_registry: WriteRegistry, server: FakeServer
+) -> None:
+    write_registry(server.llm_entry("one"))
+    server.fail(faults.Status(400), times=None, path="/v1/chat")
+    told = run("map", "-", input="a\nb\nc\nd\ne\n").stderr.splitlines()
+    assert [line.startswith("maxwell: prompt ") for line in told] == [False, True, True, True, False, False]
+    assert told[4] == "maxwell: and 2 more"
+
+
+def test_nobody_to_ask_is_one_error(run: Run, registry: Path, prompts: Path, server: FakeServer) -> None:
+    result = run("map", str(prompts), "--tag", "nowhere")
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert "lacks tag nowhere" in one_line(result)
+    assert asked(server) == []
 
 
 @pytest.mark.parametrize(

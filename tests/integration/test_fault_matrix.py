@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from maxwell.errors import (
     StatusError,
     StreamBroken,
 )
+from maxwell.ledger import Used
 from maxwell.testing import FakeClock, FakeServer, faults
 from maxwell.testing.fixtures import FakeServers
 from maxwell.types import BackendName, Usage
@@ -24,12 +26,15 @@ from maxwell.types import BackendName, Usage
 NEVER = float("inf")
 TEXT = "One two three four five six seven eight nine ten."
 OTHER = "From the second one."
+REASONING = "Let me think about it for a while."
+STREAMS = tuple(mode for mode in MODES if mode.endswith("stream"))
+WHOLE = tuple(mode for mode in MODES if mode not in STREAMS)  # nothing is shown before all is there
 PATIENCE = 0.25  # seconds that an entry whose server falls silent may take
 
 # fault, kind, error: nothing of a reply has come when these act.
 BEFORE: dict[str, tuple[faults.Fault, str, type[BackendError]]] = {
     "loading": (faults.Loading(), "loading", StatusError),
-    "rate limited": (faults.RateLimited(retry_after=2), "rate_limited", StatusError),
+    "rate limited": (faults.RateLimited(retry_after=0.05), "rate_limited", StatusError),
     "quota": (faults.QuotaExhausted(), "quota", StatusError),
     "unauthorized": (faults.Unauthorized(), "auth", StatusError),
     "model missing": (faults.ModelMissing(), "model_missing", StatusError),
@@ -51,6 +56,11 @@ BEFORE: dict[str, tuple[faults.Fault, str, type[BackendError]]] = {
     "closed at once": (faults.CloseEarly(), "bad_reply", DecodeError),
     "done at once": (faults.CloseEarly(done=True), "bad_reply", DecodeError),
 }
+# So often in all the only server is asked after failures of these kinds, which may pass; of all others once.
+ASKED = {"loading": 3, "rate_limited": 3, "overloaded": 3, "server_error": 2, "broken_stream": 2}
+# The others go on at once; a model that loads is waited for.
+AT_ONCE = [fault for fault in BEFORE if fault != "loading"]
+
 # The request is at fault: nobody else is asked.
 FINAL: dict[str, tuple[faults.Fault, str]] = {
     "status 400": (faults.Status(400), "bad_request"),
@@ -92,13 +102,14 @@ def make(fake_server: FakeServers, tmp_path: Path) -> Make:
         dialect: BackendName = "llamacpp",
         *,
         alone: bool = False,
+        hasty: bool = False,
         **options: Any,
     ) -> tuple[Calls, FakeServer, FakeServer]:
         first = fake_server(dialect, reply=TEXT, **options)
         second = fake_server(dialect, reply=OTHER, context=8192)
         silent = isinstance(fault, faults.Silence) or fault == faults.SlowFirstByte(NEVER)
-        patience = {"timeout_seconds": PATIENCE} if silent else {}
-        entries = [entry(first, "first", 500, **patience), entry(second, "second")]
+        limit = {"timeout_seconds": PATIENCE} if silent or hasty else {}
+        entries = [entry(first, "first", 500, **limit), entry(second, "second")]
         calls = Calls(tmp_path, *entries[: 1 if alone else 2])
         calls.warm()
         if fault is not None:
@@ -143,7 +154,7 @@ def test_a_failure_before_content_is_another_ones_chance(make: Make, mode: str, 
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("fault", BEFORE)
+@pytest.mark.parametrize("fault", AT_ONCE)
 def test_a_failure_with_no_alternative_is_typed(make: Make, mode: str, fault: str) -> None:
     fail, kind, error = BEFORE[fault]
     calls, first, _ = make(fail, alone=True)
@@ -153,7 +164,29 @@ def test_a_failure_with_no_alternative_is_typed(make: Make, mode: str, fault: st
     assert (caught.value.llm, caught.value.kind) == ("first", kind)
     assert str(caught.value).startswith("first: ")
     assert calls.pieces == []
+    assert len(chats(first)) == ASKED.get(kind, 1)
     assert_left_clean(calls, first)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["first", None])
+def test_a_model_that_goes_on_loading_is_told_in_the_end(
+    fake_server: FakeServers, tmp_path: Path, fake_clock: FakeClock, mode: str, name: str | None
+) -> None:
+    server = fake_server()
+    calls = Calls(tmp_path, entry(server, "first"), clock=fake_clock)
+    calls.warm()
+    server.fail(faults.Loading(), times=None)  # its health check says otherwise
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(calls.ask, mode, name=name)
+        while wait([call], timeout=0.01).not_done:
+            fake_clock.advance(0.5)  # every two seconds it is asked how it is
+    with pytest.raises(StatusError, match="first: ") as caught:
+        call.result()
+    assert (caught.value.llm, caught.value.kind) == ("first", "loading")
+    assert len(chats(server)) == 3
+    assert calls.used("first") == Used()
+    assert_left_clean(calls, server)
 
 
 @pytest.mark.parametrize("fault", ["status 500", "web page", "error frame first"])
@@ -164,12 +197,13 @@ def test_an_error_is_not_its_own_cause(make: Make, fault: str) -> None:
     assert caught.value.__cause__ is not caught.value  # whoever walks up the causes must arrive
 
 
-@pytest.mark.parametrize("fault", BEFORE)
+@pytest.mark.parametrize("fault", AT_ONCE)
 def test_a_pinned_llm_is_never_replaced(make: Make, fault: str) -> None:
     calls, first, second = make(BEFORE[fault][0])
     with pytest.raises(BackendError) as caught:
         calls.ask("stream", name="first")
     assert caught.value.kind == BEFORE[fault][1]
+    assert len(chats(first)) == ASKED.get(caught.value.kind, 1)
     assert chats(second) == []
     assert_left_clean(calls, first, second)
 
@@ -208,7 +242,7 @@ def test_a_prompt_that_was_read_is_booked_whatever_becomes_of_it(make: Make, fau
     assert calls.used("first").tokens > 0
 
 
-REFUSED = ("loading", "rate limited", "unauthorized", "status 500", "context overflow")
+REFUSED = ("rate limited", "unauthorized", "status 500", "context overflow")
 
 
 @pytest.mark.parametrize("fault", REFUSED)
@@ -234,28 +268,80 @@ def test_a_failed_attempt_is_cut_before_the_next_one_begins(fake_server: FakeSer
 # --- after it
 
 
-@pytest.mark.parametrize("mode", MODES)
+def assert_tells_all(error: StreamBroken, attempts: list[str]) -> None:
+    partial = error.partial
+    assert partial.text == TEXT[:12]
+    assert (error.llm, error.kind, partial.finish_reason) == ("first", "broken_stream", "error")
+    assert (partial.llm, partial.attempts) == ("first", attempts)
+    assert partial.usage.estimated
+    assert partial.usage.prompt_tokens > 0
+    assert partial.usage.completion_tokens >= 3
+
+
+@pytest.mark.parametrize("mode", STREAMS)
 @pytest.mark.parametrize("alone", [False, True], ids=["alternative", "alone"])
 @pytest.mark.parametrize("fault", AFTER)
-def test_a_failure_after_content_is_told_with_what_had_come(
+def test_a_failure_after_content_was_shown_is_told_with_what_had_come(
     make: Make, mode: str, alone: bool, fault: str
 ) -> None:
     calls, first, second = make(AFTER[fault], alone=alone)
     with pytest.raises(StreamBroken) as caught:
         calls.ask(mode)
-    error, partial = caught.value, caught.value.partial
-    assert partial.text == TEXT[:12]
-    if mode.endswith("stream"):
-        assert "".join(calls.pieces) == TEXT[:12]
-    assert (error.llm, error.kind, partial.finish_reason) == ("first", "broken_stream", "error")
-    assert (partial.llm, partial.attempts) == ("first", ["first"])
-    assert partial.usage.estimated
-    assert partial.usage.prompt_tokens > 0
-    assert partial.usage.completion_tokens >= 3
-    assert calls.used("first").tokens == partial.usage.total_tokens
+    assert "".join(calls.pieces) == TEXT[:12]
+    assert_tells_all(caught.value, ["first"])
+    assert calls.used("first").tokens == caught.value.partial.usage.total_tokens
     assert len(chats(first)) == 1
     assert chats(second) == []
     assert_left_clean(calls, first, second)
+
+
+@pytest.mark.parametrize("mode", WHOLE)
+@pytest.mark.parametrize("fault", AFTER)
+def test_a_failure_after_content_that_nobody_was_shown_is_another_ones_chance(
+    make: Make, mode: str, fault: str
+) -> None:
+    calls, first, second = make(AFTER[fault])
+    got = calls.ask(mode)
+    assert got.text == OTHER  # not a word of the first one's
+    if got.completion is not None:
+        assert (got.completion.llm, got.completion.attempts) == ("second", ["first", "second"])
+        assert got.completion.usage.total_tokens == second.usage.total_tokens
+    assert (len(chats(first)), len(chats(second))) == (1, 1)
+    assert calls.used("second").tokens == second.usage.total_tokens
+    lost = calls.used("first")  # what came to nothing was used all the same
+    assert lost.calls == 1
+    assert lost.tokens == lost.estimated_tokens >= first.usage.prompt_tokens + 3
+    assert_left_clean(calls, first, second)
+
+
+@pytest.mark.parametrize("mode", WHOLE)
+@pytest.mark.parametrize("fault", AFTER)
+def test_a_failure_after_content_that_nobody_can_mend_is_told_with_what_had_come(
+    make: Make, mode: str, fault: str
+) -> None:
+    calls, first, _ = make(AFTER[fault], alone=True)
+    with pytest.raises(StreamBroken) as caught:
+        calls.ask(mode)
+    assert_tells_all(caught.value, ["first", "first"])
+    assert len(chats(first)) == 2
+    assert calls.used("first").tokens == 2 * caught.value.partial.usage.total_tokens
+    assert calls.used("first").calls == 2
+    assert_left_clean(calls, first)
+
+
+@pytest.mark.parametrize("mode", WHOLE)
+@pytest.mark.parametrize("fault", AFTER)
+def test_a_failure_after_content_that_passes_is_mended_by_the_same_server(
+    make: Make, mode: str, fault: str
+) -> None:
+    calls, first, _ = make(alone=True, hasty=fault == "silence")
+    first.fail(AFTER[fault])
+    got = calls.ask(mode)
+    assert got.text == TEXT
+    if got.completion is not None:
+        assert got.completion.attempts == ["first", "first"]
+    assert len(chats(first)) == 2
+    assert_left_clean(calls, first)
 
 
 @pytest.mark.parametrize("dialect", ["vllm", "openai"])
@@ -279,14 +365,27 @@ def test_a_broken_stream_after_a_failover_names_all_that_were_tried(make: Make) 
     assert caught.value.partial.attempts == ["first", "second"]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", STREAMS)
 def test_a_break_after_reasoning_alone_is_no_silent_restart(make: Make, mode: str) -> None:
-    calls, first, second = make(faults.Cut(4), reasoning="Let me think about it for a while.")
+    calls, first, second = make(faults.Cut(4), reasoning=REASONING)
     with pytest.raises(StreamBroken) as caught:
         calls.ask(mode)
-    assert (caught.value.partial.text, caught.value.partial.reasoning) == ("", "Let me think abo")
+    assert (caught.value.partial.text, caught.value.partial.reasoning) == ("", REASONING[:16])
     assert caught.value.partial.usage.completion_tokens >= 4
     assert chats(second) == []
+    assert_left_clean(calls, first, second)
+
+
+@pytest.mark.parametrize("mode", WHOLE)
+def test_a_break_after_reasoning_alone_that_nobody_was_shown_is_another_ones_chance(
+    make: Make, mode: str
+) -> None:
+    calls, first, second = make(faults.Cut(4), reasoning=REASONING)
+    got = calls.ask(mode)
+    assert got.text == OTHER
+    if got.completion is not None:
+        assert got.completion.reasoning == ""
+    assert calls.used("first").tokens >= first.usage.prompt_tokens + 4
     assert_left_clean(calls, first, second)
 
 

@@ -25,7 +25,7 @@ def pool_of(server: LocalServer, home: Path, **capabilities: Any) -> LLMPool:
 def test_the_servers_own_figures_are_learned(llama_server: LocalServer, tmp_path: Path) -> None:
     with pool_of(llama_server, tmp_path) as pool:
         lm = pool.get_lm("box")
-        ask = {"max_tokens": 64, "extra": {"ignore_eos": True}}
+        ask: dict[str, Any] = {"max_tokens": 64, "extra": {"ignore_eos": True}}
         done = [lm.chat([{"role": "user", "content": f"{n} {LONG}"}], **ask) for n in range(6)]
         [status] = pool.health()
     speeds = [d.timings.completion_tokens_per_sec for d in done]

@@ -72,6 +72,7 @@ MOMENTS: tuple[dict[str, Any], ...] = (
     {"in_flight": 9.0},
     {"slots": 8},
     {"slowdown": 2.5},
+    {"cached": 0.75, "in_flight": 1.0, "slots": 2},
     {"in_flight": 3.0, "slots": 3, "slowdown": 4.0},
     {"state": "loading", "ready_in": 8.0},
     {"state": "loading", "ready_in": math.inf},

@@ -267,4 +267,4 @@ class SharedSky(Sky):
 TestMemorySky = Sky.TestCase
 TestMemorySky.settings = settings(deadline=None, max_examples=300, stateful_step_count=25)
 TestSharedSky = SharedSky.TestCase
-TestSharedSky.settings = settings(deadline=None, max_examples=200, stateful_step_count=25)
+TestSharedSky.settings = settings(deadline=None, max_examples=100, stateful_step_count=25)

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from maxwell.decision import Candidate, Decision, Request, Scored
-from maxwell.queueing import FRESH_COUNT_SECONDS, OLD_COUNT_SECONDS
+from maxwell.queueing import FRESH_COUNT_SECONDS, OCCUPANCY_FACTOR, OLD_COUNT_SECONDS
 from maxwell.registry.specs import Capabilities, LLMSpec
 from maxwell.scheduler import MOST_RATE_LIMIT, decide
 from maxwell.types import Requirements
@@ -103,10 +103,10 @@ def test_every_term_of_the_time_is_there_and_none_is_negative(
     for s in decide(pool, request).ranked:
         c = by_name[s.spec.name]
         assert min(s.queue_wait, s.ready_in, s.overhead, s.occupancy) >= 0
-        alone = (
-            s.queue_wait + s.ready_in + s.overhead + s.prompt_tokens / c.prefill + s.reply_tokens / c.speed
-        )
-        assert s.seconds == pytest.approx(s.slowdown * alone + s.occupancy)
+        before = s.queue_wait + s.ready_in + s.overhead
+        unread = (1 - c.cached) * s.prompt_tokens
+        at_its_pace = before + unread / c.prefill + s.reply_tokens / c.speed
+        assert s.seconds == pytest.approx(s.slowdown * at_its_pace + s.occupancy)
         weight = request.needs.time_cost_weight
         assert s.score == pytest.approx(s.utilization_bonus - s.mills - weight * s.seconds)
         assert (s.in_flight, s.slots, s.state, s.failing) == (c.in_flight, c.slots, c.state, c.failing)
@@ -130,14 +130,15 @@ def test_two_entries_of_one_server_count_its_slots_once() -> None:
     one, other = at("one", 0, "http://box", 2.0, 2), at("other", 1, "http://box", 2.0, 2)
     idle = at("idle", 2, "http://idle", 0.0, 6)
     # 2 of 8 slots are taken; counted twice it would be 4 of 10.
-    assert occupancies(one, other, idle) == {"one": 2.0, "other": 2.0, "idle": 0.0}
-    assert occupancies(one, idle) == {"one": 2.0, "idle": 0.0}
+    cost = OCCUPANCY_FACTOR * 2 / 8 * 8.0
+    assert occupancies(one, other, idle) == {"one": cost, "other": cost, "idle": 0.0}
+    assert occupancies(one, idle) == {"one": cost, "idle": 0.0}
 
 
 def test_servers_that_cannot_be_chosen_have_no_slots_to_offer() -> None:
     busy = Candidate(spec=llm("busy"), in_flight=2.0, slots=2, service=8.0)
     off = Candidate(spec=llm("off"), index=1, slots=30, state="down")
-    assert occupancies(busy) == occupancies(busy, off) == {"busy": 8.0}
+    assert occupancies(busy) == occupancies(busy, off) == {"busy": OCCUPANCY_FACTOR * 8.0}
 
 
 def test_what_a_slot_costs_others_may_decide() -> None:
@@ -252,6 +253,16 @@ def test_a_likely_reply_shortens_price_and_time_but_never_what_must_fit(
         assert s.reply_tokens == min(likely, s.completion_tokens)
         assert s.mills <= full.mills
         assert s.seconds <= full.seconds
+
+
+def test_what_a_server_has_read_before_is_not_read_again() -> None:
+    fresh, warm = Candidate(spec=llm("fresh")), Candidate(spec=llm("warm"), index=1, cached=0.75)
+    decision = decide([fresh, warm], asking())
+    assert names(decision) == ["warm", "fresh"]
+    assert scored(decision, "fresh").seconds - scored(decision, "warm").seconds == pytest.approx(750 / 1000)
+    # It is paid for and must have room all the same.
+    assert scored(decision, "warm").prompt_tokens == scored(decision, "fresh").prompt_tokens
+    assert scored(decision, "warm").utilization_bonus == scored(decision, "fresh").utilization_bonus
 
 
 # --- order

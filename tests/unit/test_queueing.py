@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from maxwell.queueing import (
     MOST_DISPATCHERS,
+    OCCUPANCY_FACTOR,
     OVERRUN_FACTOR,
     dispatchers,
     occupancy,
@@ -77,7 +78,7 @@ def test_occupancy_is_never_negative_and_nothing_where_nobody_is(
     if slots is None or not n or not share:
         assert cost == 0
     else:
-        assert cost == pytest.approx(share * service * n / slots)
+        assert cost == pytest.approx(OCCUPANCY_FACTOR * share * service * n / slots)
 
 
 # --- what is left of something

@@ -12,6 +12,7 @@ import pytest
 from maxwell.amounts import duration
 from maxwell.decision import Candidate, Decision, Reason, Rejected, Request
 from maxwell.explain import Flip, flips, refusal, ways_out
+from maxwell.queueing import OCCUPANCY_FACTOR
 from maxwell.registry.specs import Capabilities, LLMSpec
 from maxwell.scheduler import check_weight, decide, request_mills
 from maxwell.types import HealthState, Requirements
@@ -113,8 +114,8 @@ def test_every_term_of_the_moment_is_shown() -> None:
     assert (best.completion_tokens, best.reply_tokens) == (400, 100.0)
     assert best.mills == 0.002 * 3100
     assert (best.queue_wait, best.ready_in, best.overhead) == (2 * 10.0 / 2, 4.0, 0.5)
-    assert best.occupancy == 1.0 * 10.0 * 3 / 2
-    assert best.seconds == 2.5 * (10.0 + 4.0 + 0.5 + 3000 / 800 + 100 / 40) + 15.0
+    assert best.occupancy == OCCUPANCY_FACTOR * 1.0 * 10.0 * 3 / 2
+    assert best.seconds == 2.5 * (10.0 + 4.0 + 0.5 + 3000 / 800 + 100 / 40) + best.occupancy
     assert best.utilization_bonus == 1 - abs(3400 / 10000 - 0.7)
     assert best.score == -best.mills - 2.0 * best.seconds + best.utilization_bonus
     assert (best.in_flight, best.slots, best.slowdown, best.state) == (3.0, 2, 2.5, "up")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import heapq
+import math
 import random
 from typing import Any
 
@@ -177,3 +179,46 @@ def test_a_long_reading_is_no_waiting_where_the_server_measures_it() -> None:
     learned = taught([*(read(0, 100) for _ in range(5)), *(read(n, 20_000) for n in range(8))] * 3)
     assert learned.slots.late == {}
     assert learned.slots.number is None
+
+
+def queue(slots: int, rate: float, *, number: int = 400, seed: int = 1, noise: float = 0.15) -> list[Sample]:
+    """Calls at a server with so many slots, each as it went, in the order in which they end.
+
+    `rate` is how much of its capacity is asked for. Overhead 0.1 s, prefill 2,000, generation 50 tokens/s.
+    """
+    draw, now = random.Random(seed), 0.0
+    free, running, ended = [0.0] * slots, list[float](), list[tuple[float, Sample]]()
+    for _ in range(number):
+        prompt, reply = 20 + int(draw.expovariate(1 / 800)), 8 + int(draw.expovariate(1 / 200))
+        now += draw.expovariate(rate * slots / (0.1 + 820 / 2000 + 208 / 50))
+        running = [end for end in running if end > now]
+        begins = max(now, heapq.heappop(free))
+        first = begins + (0.1 + prompt / 2000) * math.exp(draw.gauss(0.0, noise))
+        end = first + reply / 50 * math.exp(draw.gauss(0.0, noise))
+        heapq.heappush(free, end)
+        sample = call(
+            len(running), first - now, prompt_tokens=prompt, completion_tokens=reply, total_seconds=end - now
+        )
+        running.append(end)
+        ended.append((end, sample))
+    return [sample for _, sample in sorted(ended, key=lambda pair: pair[0])]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4, 8])
+def test_the_slots_of_a_busy_server_are_found(slots: int) -> None:
+    speeds = speeds_of(taught(queue(slots, 0.8)), BOX)
+    assert speeds.slots is not None
+    assert abs(speeds.slots - slots) <= 1
+    assert speeds.overhead == pytest.approx(0.1, rel=0.4)
+    assert speeds.prefill == pytest.approx(2000, rel=0.4)
+
+
+def test_a_queue_that_grows_slowly_does_not_pass_for_a_slow_start() -> None:
+    speeds = speeds_of(taught(queue(16, 1.2)), BOX)
+    assert speeds.slots is not None
+    assert abs(speeds.slots - 16) <= 2
+    assert speeds.overhead < 0.3
+
+
+def test_a_cloud_has_no_slots() -> None:
+    assert speeds_of(taught(queue(1000, 0.02, noise=0.4)), BOX).slots is None

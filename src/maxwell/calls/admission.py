@@ -20,7 +20,7 @@ from maxwell.calls.entries import Entry
 from maxwell.calls.moment import NOBODY, ready_in
 from maxwell.calls.probe import PROBE_SECONDS, ask_all
 from maxwell.calls.select import learn
-from maxwell.calls.state import PoolState, task_of
+from maxwell.calls.state import PoolState
 from maxwell.decision import Candidate, Decision, Request, Scored
 from maxwell.errors import CallTimeout
 from maxwell.flights import Busy, Load, Plan
@@ -235,7 +235,7 @@ class _Finding:
         state, wish = self._state, self._wish
         self.chosen = None
         for tier in wish.tiers:
-            candidates = state.candidates(tier, loads, task_of(wish.request))
+            candidates = state.candidates(tier, loads, wish.request)
             candidates = [c for c in candidates if c.context > wish.more_than]
             if wish.thrifty:
                 candidates = [c for c in candidates if not _has_failed(state, c)]
@@ -304,7 +304,9 @@ def _everybody(wish: Wish) -> list[Entry]:
 def has_other(state: PoolState, wish: Wish, entry: Entry) -> bool:
     """Whether another one than `entry` could take the call, too."""
     others = [e for tier in wish.tiers for e in tier if e is not entry]
-    return bool(others) and bool(_decided(state, state.candidates(others), wish.request).ranked)
+    return bool(others) and bool(
+        _decided(state, state.candidates(others, request=wish.request), wish.request).ranked
+    )
 
 
 def _left(wish: Wish, now: float, most: float) -> float:

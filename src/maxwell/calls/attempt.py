@@ -42,6 +42,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
         chat: What to ask.
         size: Its size.
         key: What kind of reply it will have.
+        prefix: Marks of its beginning.
         most: Completion tokens that were asked for when choosing; None = not said.
         bytes_per_token: What the prompt's counting came to when choosing; None = it was not counted.
         deadline: When the whole call must be over, on the monotonic clock; None = never.
@@ -54,6 +55,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     chat: ChatCall
     size: PromptSize
     key: str
+    prefix: tuple[int, ...]
     most: int | None
     bytes_per_token: float | None
     deadline: float | None
@@ -130,7 +132,9 @@ def attempt(state: PoolState, place: Place, task: Task) -> Flow[Completion]:
         if sent and cut:  # the caller has left
             _learn(state, place, task, reply, cut=True)
     took = state.health.note_success(entry.endpoint)
-    _learn(state, place, task, reply, load_seconds=took)
+    room = None if place.candidate.slots is None else place.candidate.slots * place.candidate.context
+    state.prefixes.note(entry.endpoint.root, task.prefix, room)
+    _learn(state, place, task, reply, load_seconds=took or entry.load_to_learn(state.known(entry)))
     return reply.completion(now(), list(task.tried), usage, usd)
 
 

@@ -23,6 +23,7 @@ from maxwell.errors import (
     LedgerError,
     StreamBroken,
 )
+from maxwell.prefixes import blocks, text_of
 from maxwell.receipts.record import Record
 from maxwell.tokens import IMAGE_TOKENS, TEMPLATE_TOKENS_PER_MESSAGE, PromptSize, measure
 from maxwell.types import ChatCall, Completion
@@ -143,6 +144,7 @@ class _Course:
             chat=self._call.chat,
             size=self._size,
             key=task_of(self._request),
+            prefix=self._request.prefix,
             most=asked_for.needs.max_completion,
             bytes_per_token=asked_for.bytes_per_token,
             deadline=self._deadline,
@@ -221,4 +223,5 @@ def _request(call: Call, size: PromptSize) -> Request:
         extra_tokens=size.messages * TEMPLATE_TOKENS_PER_MESSAGE + size.images * IMAGE_TOKENS,
         by_speed=call.decision.by == "speed",
         grammar=chat.grammar is not None,
+        prefix=blocks(text_of(chat.messages)),
     )

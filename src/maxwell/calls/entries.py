@@ -26,7 +26,17 @@ class Entry:
         learned_as: What is learned of it is kept under this key.
     """
 
-    __slots__ = ("_declared", "_latest", "_speeds", "endpoint", "index", "key_problem", "learned_as", "spec")
+    __slots__ = (
+        "_declared",
+        "_latest",
+        "_load_learned",
+        "_speeds",
+        "endpoint",
+        "index",
+        "key_problem",
+        "learned_as",
+        "spec",
+    )
 
     def __init__(self, spec: Spec, index: int, registry: Registry, environ: Mapping[str, str]) -> None:
         self.spec = spec
@@ -34,6 +44,7 @@ class Entry:
         self.endpoint = Endpoint(root(spec.api_base), spec.backend, api_key(spec, registry, environ))
         self.key_problem = key_problem(spec, registry, environ)
         self.learned_as = key_of(spec)
+        self._load_learned: float | None = None
         self._declared = get_backend(spec.backend or "openai")
         # What was known and how the scheduler saw it, replaced as one so that threads never mix two.
         self._latest: tuple[Health | None, Speeds | None, Candidate] | None = None
@@ -95,6 +106,14 @@ class Entry:
             speeds = speeds_of(learned or Learned(), self.spec, task, usual)
             self._speeds = known = (learned, usual, task, speeds)
         return known[3]
+
+    def load_to_learn(self, health: Health | None) -> float | None:
+        """Seconds that its server took to load, as health checks saw it; None = nothing new. Told once."""
+        took = None if health is None else health.loaded_in
+        if took == self._load_learned:
+            return None
+        self._load_learned = took
+        return took
 
     def refresh(self, health: Health | None, speeds: Speeds | None = None) -> Candidate:
         """This LLM as the scheduler is to see it. The value is shared: replace it, never change it."""

@@ -66,7 +66,7 @@ def at_this_moment(
         candidate,
         in_flight=load.running + load.waiting + others.count,
         ahead=load.running + load.waiting,
-        counted=others.age if others.count else 0.0,
+        counted=others.age,
         slots=slots,
         slowdown=slowdown(load.overrun) if load.running >= LEAST_OVERRUN else 1.0,
         ready_in=ready_in(health, speeds, now),

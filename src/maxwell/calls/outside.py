@@ -7,16 +7,17 @@ from maxwell.health import Health
 from maxwell.queueing import dispatchers, stale_count
 
 
+FADING = 0.98  # of what servers told counts one answer later
+OTHERS_SEND = 1.5  # senders, from which there are surely others
+
+
 class Outside:
     """Keeps what was sent to each server since it was last asked how busy it is."""
 
     def __init__(self) -> None:
         # Single assignments only: threads may lose a count, and none outlasts a health check.
         self._sent: dict[str, tuple[float, int]] = {}
-        # By server: requests of everybody, and of us, when it was asked.
-        self._seen: dict[
-            str, tuple[int, int]
-        ] = {}
+        self._busy = self._own = 0.0  # requests of everybody, and of us, that servers told; older ones fade
 
     def sent(self, root: str) -> None:
         """A request goes to that server."""
@@ -29,15 +30,16 @@ class Outside:
             return NO_OTHERS
         at, sent = self._sent.get(root, (0.0, 0))
         if at != health.busy_at:
-            self._seen[root] = (health.busy, health.own)
+            self._busy = FADING * self._busy + health.busy
+            self._own = FADING * self._own + health.own
             self._sent[root], sent = (health.busy_at, 0), 0
-        theirs = health.busy - health.own
-        if theirs <= 0:
+        theirs, senders = max(health.busy - health.own, 0), self._dispatchers()
+        if not theirs and senders < OTHERS_SEND:
             return NO_OTHERS
+        # Where others send work, a server that was idle when it was asked is no safer guess than a busy one.
         age = max(now - health.busy_at, 0.0)
-        return Others(stale_count(theirs, age, slots, service, sent, self._dispatchers()), age)
+        return Others(stale_count(theirs, age, slots, service, sent, senders), age)
 
     def _dispatchers(self) -> float:
         """How many send work as this one does, by what all servers told together."""
-        seen = list(self._seen.values())
-        return dispatchers(sum(busy for busy, _ in seen), max(sum(own for _, own in seen), 1))
+        return dispatchers(self._busy, max(self._own, 1.0))

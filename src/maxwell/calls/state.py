@@ -25,6 +25,7 @@ from maxwell.health import Health, HealthBook
 from maxwell.learning import USUAL, SpeedBook
 from maxwell.ledger import NANO, Ledger, Limit, Used
 from maxwell.ledger.days import budget_day, resets_at, zone
+from maxwell.prefixes import Prefixes
 from maxwell.receipts.book import ReceiptBook
 from maxwell.registry.specs import LLMSpec, Registry, Spec
 from maxwell.scheduler import SELECTABLE, decide
@@ -74,7 +75,10 @@ class PoolState:
         self.flights = MemoryFlights(clock) if flights is None else flights
         self.speeds = SpeedBook(None, clock) if speeds is None else speeds
         self.retries = RetryBudget(clock) if retries is None else retries
+        flights_now = self.flights
+        health.own = lambda root: flights_now.loads().get(root, NOBODY).running
         self.outside = Outside()
+        self.prefixes = Prefixes()
         self.draw = draw
         self.zone = zone(registry.budget_timezone)
         self.llms = [Entry(spec, i, registry, environ) for i, spec in enumerate(registry.llms)]
@@ -187,18 +191,25 @@ class PoolState:
         self.speeds.note(USUAL, entry.spec, sizes_of(sample))
 
     def candidates(
-        self, entries: Iterable[Entry], loads: Mapping[str, Load] | None = None, task: str = ""
+        self,
+        entries: Iterable[Entry],
+        loads: Mapping[str, Load] | None = None,
+        request: Request | None = None,
     ) -> list[Candidate]:
         """LLM entries as they stand now: health, real context, load, budget left.
 
         Args:
             entries: Whose.
             loads: Who is at which server; None = as far as that is known without asking.
-            task: What kind of replies are expected (see `task_of`).
+            request: For what: replies of its kind have a length of their own, and a server that has read the
+                beginning of its prompt need not read it again.
         """
         now = self.clock.time()
         loads = self.flights.loads() if loads is None else loads
+        task = "" if request is None else task_of(request)
         found = [self._candidate(entry, loads, task, now) for entry in entries]
+        if request is not None and request.prefix:
+            found = [self._with_prefix(candidate, request.prefix) for candidate in found]
         return self._with_books(found, now) if self._needs_books else found
 
     def _candidate(self, entry: Entry, loads: Mapping[str, Load], task: str, now: float) -> Candidate:
@@ -211,6 +222,10 @@ class PoolState:
         root = entry.endpoint.root
         others = self.outside.at(root, health, candidate.slots, candidate.service, now)
         return at_this_moment(candidate, health, load, others, speeds, now)
+
+    def _with_prefix(self, candidate: Candidate, prefix: tuple[int, ...]) -> Candidate:
+        share = self.prefixes.share(candidate.endpoint, prefix)
+        return msgspec.structs.replace(candidate, cached=share) if share else candidate
 
     def _with_books(self, found: list[Candidate], now: float) -> list[Candidate]:
         try:
@@ -225,9 +240,7 @@ class PoolState:
     def decide(self, request: Request, *, name: str | None = None) -> Decision:
         """Choose among what is known now; endpoints never asked count as down."""
         entries = self.llms if name is None else [self.llm(name)]
-        return self.decide_among(
-            self.candidates(entries, task=task_of(request)), request, named=name is not None
-        )
+        return self.decide_among(self.candidates(entries, request=request), request, named=name is not None)
 
     def decide_among(
         self, candidates: Sequence[Candidate], request: Request, *, named: bool = False

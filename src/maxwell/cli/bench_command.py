@@ -82,12 +82,13 @@ def bench(  # noqa: PLR0913 - click hands over each option by itself
     as_json: bool,
     registry: str | None,
 ) -> None:
-    """Measure how soon and how fast LLMs answer.
+    """Measure how fast LLMs are, and correct the registry.
 
     Without NAME every LLM that is up, costs nothing and has no budget is measured, one after another. Each
     is called some ten times: short and long prompts, and a reply of up to 192 tokens. What costs money or
     has a budget must be named, and you are told first what it can cost at most. Whatever the calls show is
-    learned, too: `maxwell list --speeds`. Ctrl-C ends it and shows what was measured until then.
+    learned, too: `maxwell list --speeds`. The registry is only touched with --write. Ctrl-C ends it and shows
+    what was measured until then.
     """
     if write:
         _insist_on_somebody(yes, "--write asks before it writes", ctx)

@@ -90,11 +90,12 @@ def map_(  # noqa: PLR0913 - click hands over each option by itself
     registry: str | None,
     **options: Any,
 ) -> None:
-    """Ask the whole pool the prompts of FILE, one a line ("-" = stdin), and print a JSON object for each.
+    """Ask the whole pool many prompts, one a line.
 
-    All eligible LLMs work at once, each on as many prompts as it has slots; objects come in the order in
-    which prompts are answered. With --out a run that was interrupted goes on where it stopped, and prompts
-    that failed are asked anew. Ends with 1 where some prompt has no answer.
+    FILE holds the prompts, "-" is stdin; for each a JSON object is printed. All eligible LLMs work at once,
+    each on as many prompts as it has slots; objects come in the order in which prompts are answered. With
+    --out a run that was interrupted goes on where it stopped, and prompts that failed are asked anew. Ends
+    with 1 where some prompt has no answer.
     """
     if as_text and out is not None:
         raise click.UsageError("--text prints on stdout and cannot be resumed; use either --text or --out")
@@ -109,6 +110,7 @@ def map_(  # noqa: PLR0913 - click hands over each option by itself
     prompts = read_prompts(_content(file), file, as_json=as_json, options=asked)
     chosen_for = checked(needs)
     with LLMPool.from_registry(registry, log_content=log_content) as pool, _sink(out, prompts) as answers:
+        pool.get_lm(**chosen_for)  # where nobody can be chosen at all, that is one error and not one a prompt
         run = _Run(prompts, answers, as_text=as_text)
         run.ask(pool, {**chosen_for, **asked})
     run.tell(resumes=out is not None)

@@ -123,6 +123,8 @@ class Answers:
             data = path.read_bytes()
             kept = self._kept(data, path, prompts)
             if kept != data:
+                if os.name == "nt":  # which replaces no open file
+                    self._file.close()
                 write_atomically(path, kept)
                 self._file.close()
                 self._file = path.open("ab")

@@ -1,1 +1,1 @@
-"""The user's database: one SQLite file for all of that user's processes, and who they are."""
+"""The user's databases: SQLite files for all of that user's processes, and who those are."""

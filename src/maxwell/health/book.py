@@ -37,7 +37,8 @@ from maxwell.types import HealthState
 
 # A call's success renews the state in memory at once, on disk at most this often.
 REWRITE_SECONDS = 10.0
-RATE_LIMIT_SECONDS = 5.0  # assumed pause after a 429 without Retry-After
+# Assumed pause after a 429 without Retry-After; doubled each time that it proves too short.
+RATE_LIMIT_SECONDS, MOST_RATE_LIMIT_SECONDS = 5.0, 60.0
 LOOK_SECONDS = 0.2  # between two looks for what other processes found out
 TICK_SECONDS = 0.1  # file systems tell times no finer than this
 
@@ -219,7 +220,11 @@ class HealthBook:
         breaker = self._breaker_after(old.breaker, kind, now, at_once)
         state = _STATE_AFTER.get(kind)
         if state is not None:
-            wait = RATE_LIMIT_SECONDS if retry_after is None else retry_after
+            limits = old.limits
+            if state == "rate_limited" and not (old.until is not None and now < old.until):
+                limits += 1  # calls that were refused together count as one
+            assumed = min(RATE_LIMIT_SECONDS * 2.0 ** (limits - 1), MOST_RATE_LIMIT_SECONDS)
+            wait = assumed if retry_after is None else retry_after
             health = replace(
                 old,
                 state=state,
@@ -227,6 +232,7 @@ class HealthBook:
                 detail=detail,
                 source="call",
                 until=now + wait if state == "rate_limited" else None,
+                limits=limits,
                 breaker=breaker,
             )
             self._record(endpoint, continued(old, health))

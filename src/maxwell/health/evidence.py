@@ -66,6 +66,7 @@ class Health(Struct, frozen=True, kw_only=True):
         seconds: How long the probe took; None for a call.
         breaker: What became of the last calls (see `maxwell.breaker`).
         since: When the state began, as far as it was watched; None = not known.
+        limits: How many rate limits there were in a row, without a success in between.
         loaded_in: Seconds that the last loading took which was watched; None = none was.
         busy: Requests it said it has, everybody's; None = never told.
         own: How many of these were this user's.
@@ -86,6 +87,7 @@ class Health(Struct, frozen=True, kw_only=True):
     seconds: float | None = None
     breaker: Breaker = CLOSED
     since: float | None = None
+    limits: int = 0
     loaded_in: float | None = None
     busy: int | None = None
     own: int = 0
@@ -176,7 +178,7 @@ def supplemented(known: Health, found: Health) -> Health:
 def after_success(old: Health, now: float) -> Health:
     """What is known once a real call succeeded."""
     breaker = succeeded(old.breaker, now)
-    return replace(old, state="up", at=now, detail="", source="call", until=None, breaker=breaker)
+    return replace(old, state="up", at=now, detail="", source="call", until=None, limits=0, breaker=breaker)
 
 
 def continued(old: Health, health: Health) -> Health:
@@ -187,6 +189,7 @@ def continued(old: Health, health: Health) -> Health:
     return replace(
         health,
         since=old.since if same and old.since is not None else health.at,
+        limits=old.limits if health.source == "probe" else health.limits,
         loaded_in=loading_ended(old, health) or old.loaded_in,
         sleeps=old.sleeps or health.state == "asleep",
     )

@@ -215,11 +215,14 @@ def learn(learned: Learned, sample: Sample, spec: LLMSpec, now: float) -> Learne
         return replace(learned, load=load, wake=wake, text=text, lengths=lengths)
     fresh, slots, running = fresh_tokens(sample), learned.slots, sample.running
     whole = came_whole(sample, _speed(learned, spec))
-    late = None if whole else _late(learned, sample, spec)
-    if late is not None and running is not None and running >= 0:
-        if late and slots.has_begun_below(running):
-            sample = replace(sample, queued=True)
-        slots = slots.plus(running, late, now)
+    if running is not None and running >= 0 and not whole:
+        late = _late(learned, sample, spec)
+        if late is not False and slots.has_begun_below(running):
+            sample = replace(
+                sample, queued=True
+            )  # perhaps; a queue that grows slowly must not pass for a start
+        if late is not None:
+            slots = slots.plus(running, late, now)
     generation = _generation(learned, sample, spec, now, whole=whole)
     learned = replace(learned, generation=generation)
     prefill, overhead, arrivals = learned.prefill, learned.overhead, learned.arrivals

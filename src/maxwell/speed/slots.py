@@ -6,6 +6,7 @@ the other, there the slots end.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -21,6 +22,8 @@ ENOUGH = 2.5  # observations below, and as many above, before a number is believ
 AGREED = 0.7  # and such a share of them must fit to it
 LATELY = 0.5  # of an observation's weight is left
 LATEST = 10.0  # observations beside one number of others that count; the older ones are forgotten
+KEPT = 1.0 - 1.0 / LATEST
+FADE_SECONDS = 60.0  # how often time takes its share
 HALF_LIFE = 6 * 3600.0  # seconds in which an observation loses half its weight: servers are set up anew
 
 Beside = Annotated[int, Meta(ge=0, le=MOST_RUNNING)]
@@ -33,7 +36,7 @@ class Slots(Struct, frozen=True, omit_defaults=True):
     Attributes:
         at_once: Calls that began at once.
         late: Calls that waited.
-        at: When the latest was observed, in seconds since the epoch.
+        at: Until when time has taken its share of them, in seconds since the epoch.
         number: The slots that follow from it; None until calls were seen to begin at once beside fewer, and
             to wait beside as many.
     """
@@ -49,16 +52,24 @@ class Slots(Struct, frozen=True, omit_defaults=True):
 
     def plus(self, running: int, late: bool, now: float) -> Slots:
         """With one more call, that began beside `running` others."""
-        faded = 0.5 ** (max(now - self.at, 0.0) / HALF_LIFE)
-        at_once = {n: w * faded for n, w in self.at_once.items() if w * faded > 0.01}
-        waited = {n: w * faded for n, w in self.late.items() if w * faded > 0.01}
+        at_once, waited, at = self._faded(now)
         beside = min(running, MOST_RUNNING)
-        kept = 1.0 - 1.0 / LATEST
         for seen, hit in ((at_once, not late), (waited, late)):
-            weight = seen.get(beside, 0.0) * kept + hit
+            weight = seen.get(beside, 0.0) * KEPT + hit
             if weight:
                 seen[beside] = weight
-        return Slots(at_once, waited, max(now, self.at), _number(at_once, waited))
+        return Slots(at_once, waited, at, _number(at_once, waited))
+
+    def _faded(self, now: float) -> tuple[dict[int, float], dict[int, float], float]:
+        """Copies of both, with what time took of them, and the time up to which it did."""
+        elapsed = max(now - self.at, 0.0)
+        if elapsed < FADE_SECONDS:
+            return dict(self.at_once), dict(self.late), self.at
+        share = 0.5 ** (elapsed / HALF_LIFE)
+        at_once, late = (
+            {n: w * share for n, w in seen.items() if w * share > 0.01} for seen in (self.at_once, self.late)
+        )
+        return at_once, late, now
 
 
 def is_late(seconds: float, expected: float) -> bool | None:
@@ -71,19 +82,21 @@ def is_late(seconds: float, expected: float) -> bool | None:
 
 def _number(at_once: dict[int, float], late: dict[int, float]) -> int | None:
     """The slots. Where several numbers fit, the largest: using it shows whether it is too large."""
+    above_fit, above_fail = sum(late.values()), sum(at_once.values())
+    below_fit = below_fail = 0.0
+    if min(above_fit, above_fail) < ENOUGH:
+        return None
     best, least = None, float("inf")
-    for number in range(1, max((*at_once, *late), default=0) + 1):
-        below = _share(at_once, late, range(number))
-        above = _share(late, at_once, range(number, MOST_RUNNING + 1))
-        is_sure = all(fit >= ENOUGH and fit >= AGREED * (fit + fail) for fit, fail in (below, above))
-        if is_sure and below[1] + above[1] <= least:
-            best, least = number, below[1] + above[1]
+    seen = sorted({**at_once, **late})
+    for highest, number in pairwise(seen):  # so many calls begin at once beside up to `highest` others
+        begun, waited = at_once.get(highest, 0.0), late.get(highest, 0.0)
+        below_fit, below_fail = below_fit + begun, below_fail + waited
+        above_fit, above_fail = above_fit - waited, above_fail - begun
+        wrong = below_fail + above_fail
+        if wrong <= least and _is_sure(below_fit, below_fail) and _is_sure(above_fit, above_fail):
+            best, least = number, wrong
     return best
 
 
-def _share(fits: dict[int, float], fails: dict[int, float], where: range) -> tuple[float, float]:
-    """Weight of the observations there that fit, and of those that do not."""
-    return (
-        sum(w for n, w in fits.items() if n in where),
-        sum(w for n, w in fails.items() if n in where),
-    )
+def _is_sure(fit: float, fail: float) -> bool:
+    return fit >= ENOUGH and fit >= AGREED * (fit + fail)
