@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from scheduling.results import Result, Row
 
@@ -45,7 +45,7 @@ def draw(result: Result, directory: Path) -> Path:
             _lines(axes, result, cases)
         else:
             _bars(axes, result, cases)
-        axes.set_title(f"{result.name}  {result.title}", loc="left", fontsize=10)
+        figure.suptitle(f"{result.name}  {result.title}", x=0.01, ha="left", fontsize=10)
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"scheduling-{result.name.lower()}-{NAMES[result.name]}.svg"
         figure.savefig(path, metadata={"Date": None})
@@ -59,7 +59,8 @@ def _is_ours(row: Row) -> bool:
 
 def _lines(axes: Any, result: Result, cases: list[str]) -> None:
     """A line for each policy over the cases."""
-    policies = list(dict.fromkeys(row.policy for row in result.rows))
+    latest = {row.policy: row.ratio for row in result.rows}
+    policies = sorted(latest, key=lambda policy: -latest[policy])  # the key stands in the order of the lines
     for i, policy in enumerate(policies):
         rows = [row for row in result.rows if row.policy == policy and row.ratio == row.ratio]
         where = [cases.index(row.case) for row in rows]
@@ -82,6 +83,9 @@ def _lines(axes: Any, result: Result, cases: list[str]) -> None:
     axes.plot([], [], color=GOAL, linewidth=1.5, label="goal")
     axes.axhline(1.0, color=INK, linewidth=0.8, linestyle=":", label="lower bound")
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xticks(range(len(cases)), cases)
     axes.set_ylabel(result.unit)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -96,9 +100,6 @@ def _bars(axes: Any, result: Result, cases: list[str]) -> None:
                 labels.append(f"{row.policy}  ({case})" if len(cases) > 1 else row.policy)
                 values.append(row.ratio)
                 colours.append(OURS if _is_ours(row) else OTHERS)
-                overshot = fmean(row.figures.get("overshot", [0.0]))
-                if overshot:
-                    labels[-1] += f", overshot by {overshot:.0%}"
     bars = axes.barh(range(len(values)), values, color=colours, height=0.7)
     axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
     axes.axvline(1.0, color=INK, linewidth=0.8, linestyle=":")

@@ -72,7 +72,7 @@ class Policy(ABC):
 
     def expected(self, number: int, counts: Floats) -> Floats:
         """Waiting and service."""
-        wait = np.maximum(counts - self.slots + 1, 0) * self.service / self.slots
+        wait: Floats = np.maximum(counts - self.slots + 1, 0) * self.service / self.slots
         return wait + self.idle_seconds(number)
 
 
@@ -152,6 +152,7 @@ class WeightedTwoChoices(Policy):
 
 
 USUAL: tuple[type[Policy], ...] = (Documented, RoundRobin, Random, ShortestQueue, TwoChoices)
+CAREFUL: tuple[type[Policy], ...] = (WeightedTwoChoices, LeastDelay)
 
 
 def play(machines: Sequence[Machine], load: Load, policy: Policy) -> Floats:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from maxwell.calls.state import PoolState
 from maxwell.clock import SystemClock
+from maxwell.decision import Request
 from maxwell.health import Health, HealthBook
 from maxwell.ledger.memory import MemoryLedger
 from maxwell.registry.specs import Capabilities, LLMSpec, Registry
-from maxwell.scheduler import Request
 from maxwell.types import Requirements
 from scheduling.results import Result, progress
 
@@ -129,7 +129,7 @@ def state_of(pool: Sequence[Model]) -> PoolState:
 def run(seeds: Sequence[int]) -> Result:
     """Compare on the whole grid."""
     result = Result("S1", "idle servers: choice as the specified formula's", "agreement")
-    pools = {"specified models": [SPECIFIED]}
+    pools: dict[str, list[tuple[Model, ...]]] = {"specified models": [SPECIFIED]}
     for seed in seeds:
         pools[f"random pools, seed {seed}"] = [random_pool(1000 * seed + i) for i in range(RANDOM_POOLS)]
     for case, members in pools.items():
@@ -146,5 +146,5 @@ def run(seeds: Sequence[int]) -> Result:
                     ours += (None if chosen is None else int(chosen.spec.name)) == right
                     former += sentinel(pool, prompt, weight) == right
         result.row(case, "Maxwell", 1.0, at_least=True).add(ours / cells, cells=cells)
-        result.row(case, "-1 for what does not fit").add(former / cells, cells=cells)
+        result.row(case, "-1 for what does not fit", at_least=True).add(former / cells, cells=cells)
     return result

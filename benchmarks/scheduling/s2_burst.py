@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from maxwell.calls.state import PoolState
 from scheduling import bounds
 from scheduling.machines import POOL
-from scheduling.naive import USUAL, LeastDelay, WeightedTwoChoices, play
+from scheduling.naive import CAREFUL, USUAL, play
 from scheduling.results import Result, percentiles, progress
 from scheduling.subject import Calls, Lab, call, map_jobs, spec_of, teach
 from scheduling.workload import Load, burst
@@ -25,12 +26,12 @@ def run(seeds: Sequence[int]) -> Result:
             load = burst(count, seed)
             bound = bounds.makespan(load, POOL)
             case, goal = f"{count} requests", GOALS.get(count)
-            for kind in (*USUAL, WeightedTwoChoices, LeastDelay):
+            for kind in (*USUAL, *CAREFUL):
                 latencies = play(POOL, load, kind(POOL, load, seed))
                 result.row(case, kind.name).add(latencies.max() / bound, **percentiles(latencies))
             for name, taught in (("Maxwell, calls, nothing learned yet", False), ("Maxwell, calls", True)):
                 lab, state = _pool(load, seed if taught else None)
-                done = Calls(lab, load, lambda job, state=state: call(state, job)).run()
+                done = Calls(lab, load, partial(call, state)).run()
                 assert not done.errors, done.errors[0]
                 ratio = float(done.latencies.max()) / bound
                 result.row(case, name, goal).add(ratio, **percentiles(done.latencies))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from scheduling import bounds
 from scheduling.machines import POOL
-from scheduling.naive import USUAL, LeastDelay, WeightedTwoChoices, play
+from scheduling.naive import CAREFUL, USUAL, play
 from scheduling.results import Result, percentiles, progress
 from scheduling.subject import Calls, Lab, call, spec_of
 from scheduling.workload import poisson
@@ -24,12 +25,12 @@ def run(seeds: Sequence[int]) -> Result:
             load = poisson(COUNT, seed, POOL, share)
             bound = bounds.mean_seconds(load, POOL)
             case = f"rho {share:g}"
-            for kind in (*USUAL, WeightedTwoChoices, LeastDelay):
+            for kind in (*USUAL, *CAREFUL):
                 latencies = play(POOL, load, kind(POOL, load, seed))
                 result.row(case, kind.name).add(latencies.mean() / bound, **percentiles(latencies))
             lab = Lab(POOL, load.jobs())
             state = lab.pool([spec_of(m) for m in POOL])
-            done = Calls(lab, load, lambda job, state=state: call(state, job)).run()
+            done = Calls(lab, load, partial(call, state)).run()
             assert not done.errors, done.errors[0]
             ratio = float(done.latencies.mean()) / bound
             result.row(case, "Maxwell", goal).add(ratio, **percentiles(done.latencies))

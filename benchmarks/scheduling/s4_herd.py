@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -90,15 +91,11 @@ def _look(lab: Lab, states: Sequence[PoolState], every: float) -> None:
 def _maxwell(load: Load, seed: int, every: float | None) -> Floats:
     """Sixteen pools that look at the servers every so many seconds; None = they share one table instead."""
     lab = Lab(MACHINES, load.jobs())
-    flights, speeds = MemoryFlights(lab.world), SpeedBook(None, lab.world)
-    states = [
-        lab.pool(
-            [spec_of(m) for m in MACHINES],
-            draw=random.Random(DISPATCHERS * seed + k).random,
-            **({"flights": flights, "speeds": speeds} if every is None else {}),
-        )
-        for k in range(DISPATCHERS)
-    ]
+    shared: dict[str, Any] = {}
+    if every is None:
+        shared = {"flights": MemoryFlights(lab.world), "speeds": SpeedBook(None, lab.world)}
+    draws = [random.Random(DISPATCHERS * seed + k).random for k in range(DISPATCHERS)]
+    states = [lab.pool([spec_of(m) for m in MACHINES], draw=draw, **shared) for draw in draws]
     if every is not None:
         _look(lab, states, every)
     who = np.random.default_rng(seed).integers(DISPATCHERS, size=len(load)).tolist()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from maxwell.calls.state import PoolState
 from maxwell.learning import key_of
 from maxwell.speed import Learned, Sample
 from maxwell.speed.filters import Mean, Rate
@@ -25,6 +27,7 @@ SLOWER = 4.0  # D, in the second half
 NOISE, OUTLIERS, OUTLIER = 0.14, 0.02, 0.1  # spread of a measured speed; share and factor of those that lie
 GOAL = 1.07
 SURE = 1000  # observations that the truth counts as
+NEAR = 0.2  # a speed is known when it is believed as near as this
 
 
 def _slowed(machine: Machine) -> Machine:
@@ -81,26 +84,58 @@ def _naive(load: Load, believed: Sequence[Machine], after: Sequence[Machine], se
     return latencies
 
 
-def _maxwell(load: Load, seed: int, knows: str) -> Floats:
-    """`knows` is "learns", "truth" or "registry"."""
+def _maxwell(load: Load, seed: int, knows: str) -> tuple[Floats, float]:
+    """Latencies, and D's replies until its change is known; `knows` is "learns", "truth" or "registry"."""
     lab = Lab(POOL, load.jobs(), told_speed=noisy(seed, NOISE, OUTLIERS, OUTLIER))
     specs = [spec_of(m, speed=WRONG.get(m.name, m.speed)) for m in POOL]
     keys = [key_of(spec) for spec in specs]
     book = Told(load)
     if knows == "truth":
         book.tell(POOL, keys)
-    state = lab.pool(specs, **({} if knows == "learns" else {"speeds": book}))
+    instead: dict[str, Any] = {} if knows == "learns" else {"speeds": book}
+    state = lab.pool(specs, **instead)
+    watch = _Recovery(lab, state)
 
     def turn() -> None:
         for machine in AFTER:
             lab.servers[machine.name].machine = machine
         if knows == "truth":
             book.tell(AFTER, keys)
+        watch.begin()
 
     lab.world.after(float(load.arrivals[len(load) // 2]), turn)
-    done = Calls(lab, load, lambda job: call(state, job)).run()
+    done = Calls(lab, load, partial(call, state)).run()
     assert not done.errors, done.errors[0]
-    return done.latencies
+    return done.latencies, watch.replies
+
+
+class _Recovery:
+    """How many of D's slow replies it takes until its new speed is believed.
+
+    Attributes:
+        replies: That many; NaN as long as it is not believed.
+    """
+
+    def __init__(self, lab: Lab, state: PoolState) -> None:
+        self.replies = math.nan
+        self._lab = lab
+        self._entry = state.llm("D")
+        self._state = state
+        self._from = 0.0
+
+    def begin(self) -> None:
+        """It is slow from now on."""
+        self._from = self._lab.world.now - 1e-6
+        self._look()
+
+    def _look(self) -> None:
+        speeds, server = self._state.speeds_of(self._entry), self._lab.servers["D"]
+        if speeds is not None and abs(speeds.speed / server.machine.speed - 1) <= NEAR:
+            took = server.machine.seconds
+            begun = [m.at - took(m.prompt, m.completion) for m in server.meter]
+            self.replies = sum(at >= self._from for at in begun)
+        else:
+            self._lab.world.after(0.1, self._look)
 
 
 def run(seeds: Sequence[int]) -> Result:
@@ -117,14 +152,17 @@ def run(seeds: Sequence[int]) -> Result:
             ("least expected delay, registry", _naive(load, wrong, wrong, seed), simple, None),
         ):
             result.row(case, name, goal).add(latencies.mean() / bound.mean(), **percentiles(latencies))
-        best = _maxwell(load, seed, "truth")
+        best = _maxwell(load, seed, "truth")[0]
+        learns, replies = _maxwell(load, seed, "learns")
         for name, latencies, goal in (
             ("Maxwell told the truth (the bound)", best, None),
-            ("Maxwell that never learns", _maxwell(load, seed, "registry"), None),
-            ("Maxwell", _maxwell(load, seed, "learns"), GOAL),
+            ("Maxwell that never learns", _maxwell(load, seed, "registry")[0], None),
+            ("Maxwell", learns, GOAL),
         ):
             figures = percentiles(latencies)
             figures["x simple oracle"] = latencies.mean() / simple.mean()
+            if latencies is learns:
+                figures["replies until known"] = replies
             result.row(case, name, goal).add(latencies.mean() / best.mean(), **figures)
     result.remarks.append(
         "The simple rules are multiples of the simple rule with true speeds, Maxwell of itself with them."

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from functools import partial
+from statistics import fmean
 
 import numpy as np
 
@@ -11,23 +13,26 @@ from maxwell.calls.status import statuses
 from scheduling.driver import run_all
 from scheduling.machines import POOL, Spell, Weather
 from scheduling.naive import LeastDelay, Line
-from scheduling.results import Result, percentiles, progress
+from scheduling.results import Result, Row, percentiles, progress
 from scheduling.subject import Calls, Lab, call, spec_of
 from scheduling.workload import Floats, Load, poisson
 
 COUNT, SHARE = 850, 0.4
 P99_GOAL = 44.0
+BROWN_OUT = "p99 s, brown-out"
 FAILURE_SECONDS = 0.005
 HEALTH_SECONDS = 30.0
 
 
-def weather() -> dict[str, Weather]:
-    """D refuses from 60 to 120 s, C answers 429 from 120 to 180 s, B is slow from 180 to 240 s."""
-    return {
-        "D": Weather([Spell("refusal", 60, 120)]),
-        "C": Weather([Spell("storm", 120, 180)]),
-        "B": Weather([Spell("slow", 180, 240, 20.0)]),
-    }
+# The usual case slows a server that a good dispatcher hardly needs; the other one the server it needs most.
+CASES = {"refusal, 429, B 20 x slower": "B", "refusal, 429, D 20 x slower": "D"}
+
+
+def weather(slow: str) -> dict[str, Weather]:
+    """D refuses from 60 to 120 s, C answers 429 from 120 to 180 s, `slow` is that from 180 to 240 s."""
+    spells: dict[str, list[Spell]] = {"D": [Spell("refusal", 60, 120)], "C": [Spell("storm", 120, 180)]}
+    spells.setdefault(slow, []).append(Spell("slow", 180, 240, 20.0))
+    return {name: Weather(befalls) for name, befalls in spells.items()}
 
 
 class _Naive:
@@ -35,15 +40,18 @@ class _Naive:
 
     Args:
         load: The jobs.
+        troubles: What befalls the servers.
         attempts: Most attempts of a job, all at the server first chosen.
         by_latency: Whether it goes by a moving mean of times, which a fast failure improves.
     """
 
-    def __init__(self, load: Load, *, attempts: int = 1, by_latency: bool = False) -> None:
+    def __init__(
+        self, load: Load, troubles: dict[str, Weather], *, attempts: int = 1, by_latency: bool = False
+    ) -> None:
         self._load = load
         self._attempts = attempts
         self._by_latency = by_latency
-        self._weather = [weather().get(m.name, Weather()) for m in POOL]
+        self._weather = [troubles.get(m.name, Weather()) for m in POOL]
         self._rule = LeastDelay(POOL, load, 0)
         self._recent = self._rule.service.copy()
         self._up = np.ones(len(POOL), bool)
@@ -89,43 +97,38 @@ class _Naive:
 def run(seeds: Sequence[int]) -> Result:
     """Success and the far end of the times."""
     result = Result("S6", f"faults, rho {SHARE:g}: share of calls that succeed", "success")
-    case = "refusal, 429, 20 x slow"
-    for seed in seeds:
-        progress("S6 seed", seed)
-        load = poisson(COUNT, seed, POOL, SHARE)
-        for name, rule in (
-            ("by moving mean of times", _Naive(load, by_latency=True)),
-            ("health check every 30 s", _Naive(load)),
-            ("the same, two retries at the same server", _Naive(load, attempts=3)),
-        ):
-            latencies, attempts = rule.play()
-            _add(result, case, name, latencies, load, attempts, None)
-        lab = Lab(POOL, load.jobs(), weather())
-        state = lab.pool([spec_of(m) for m in POOL])
-        run_all(lab.world, [lab.task(statuses(state))])
-        done = Calls(lab, load, lambda job, state=state: call(state, job)).run()
-        attempts = sum(len(c.attempts) for c in done.done if c is not None) + len(done.errors)
-        _add(result, case, "Maxwell", done.latencies, load, attempts, 1.0)
-    ours = next(row for row in result.rows if row.policy == "Maxwell")
-    p99 = float(np.mean(ours.figures["p99 s"]))
-    verdict = "reached" if p99 < P99_GOAL else "missed"
-    result.remarks.append(f"Goal of Maxwell's p99, all calls: below {P99_GOAL:g} s; {p99:.1f} s: {verdict}.")
+    for case, slow in CASES.items():
+        for seed in seeds:
+            progress("S6", case, "seed", seed)
+            load = poisson(COUNT, seed, POOL, SHARE)
+            for name, rule in (
+                ("by moving mean of times", _Naive(load, weather(slow), by_latency=True)),
+                ("health check every 30 s", _Naive(load, weather(slow))),
+                ("the same, two retries at the same server", _Naive(load, weather(slow), attempts=3)),
+            ):
+                latencies, attempts = rule.play()
+                _add(result.row(case, name, at_least=True), latencies, load, attempts)
+            lab = Lab(POOL, load.jobs(), weather(slow))
+            state = lab.pool([spec_of(m) for m in POOL])
+            run_all(lab.world, [lab.task(statuses(state))])
+            done = Calls(lab, load, partial(call, state)).run()
+            attempts = sum(len(c.attempts) for c in done.done if c is not None) + len(done.errors)
+            row = result.row(case, "Maxwell", 1.0, at_least=True)
+            _add(row, done.latencies, load, attempts)
+    for row in result.rows:
+        if row.policy == "Maxwell":
+            p99 = fmean(row.figures[BROWN_OUT])
+            verdict = "reached" if p99 < P99_GOAL else "missed"
+            goal = f"goal of its p99 in the brown-out: below {P99_GOAL:g} s"
+            result.remarks.append(f"Maxwell, {row.case}: {goal}; {p99:.1f} s, {verdict}.")
     return result
 
 
-def _add(
-    result: Result,
-    case: str,
-    name: str,
-    latencies: Floats,
-    load: Load,
-    attempts: int,
-    goal: float | None,
-) -> None:
-    good = latencies[~np.isnan(latencies)]
-    late = load.arrivals >= 180.0
-    slow = latencies[late & (load.arrivals < 240.0) & ~np.isnan(latencies)]
-    figures = percentiles(good)
-    figures["p99 s in the brown-out"] = float(np.percentile(slow, 99))
+def _add(row: Row, latencies: Floats, load: Load, attempts: int) -> None:
+    good = ~np.isnan(latencies)
+    late = good & (load.arrivals >= 180.0) & (load.arrivals < 240.0)
+    figures = percentiles(latencies[good])
+    figures[BROWN_OUT] = float(np.percentile(latencies[late], 99))
+    figures["worst s"] = float(latencies[good].max())
     figures["attempts a call"] = attempts / len(load)
-    result.row(case, name, goal, at_least=True).add(len(good) / len(load), **figures)
+    row.add(float(good.mean()), **figures)

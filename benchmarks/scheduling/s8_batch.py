@@ -41,7 +41,7 @@ def _cost(chosen: Sequence[int], seconds: Floats, usd: Floats) -> tuple[float, f
 
 def _naive(load: Load, weight: float) -> dict[str, list[int]]:
     """What simple rules choose."""
-    seconds, free = load.seconds(MACHINES), range(len(POOL))
+    seconds = load.seconds(MACHINES)
     assumed = load.prompts + 512
     scores = [
         -m.usd_per_1k * assumed / 1000 - weight * assumed / m.speed + 1 - np.abs(assumed / m.context - 0.7)
@@ -50,7 +50,7 @@ def _naive(load: Load, weight: float) -> dict[str, list[int]]:
     return {
         "documented formula": np.argmax(scores, axis=0).tolist(),
         "round robin": [j % len(MACHINES) for j in range(len(load))],
-        "fastest free one": [min(free, key=lambda i, j=j: float(seconds[j, i])) for j in range(len(load))],
+        "fastest free one": np.argmin(seconds[:, : len(POOL)], axis=1).tolist(),
     }
 
 

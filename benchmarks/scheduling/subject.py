@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -156,7 +157,7 @@ class Calls:
     def run(self) -> Calls:
         """Let it all happen."""
         for number, when in enumerate(self._arrivals.tolist()):
-            self._lab.world.after(when - self._lab.world.now, lambda number=number: self._begin(number))
+            self._lab.world.after(when - self._lab.world.now, partial(self._begin, number))
         self._lab.world.run(lambda: not self._left)
         if self._left:
             raise RuntimeError(f"{self._left} calls wait for something that never happens")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from maxwell.calls import sync_driver
+from maxwell.calls.benching import Bench, bench
+from maxwell.calls.benching import Progress as BenchProgress
 from maxwell.calls.effects import Flow, T
 from maxwell.calls.mapping import mapping
 from maxwell.calls.retries import shared_budget
@@ -283,6 +285,28 @@ class LLMPool(_Pool):
         plan = planned(items, options, ordered=ordered, at_most=at_most, progress=progress)
         return MapResults(sync_driver.iterate(mapping(self._state, plan), self._transport))
 
+    def bench(
+        self,
+        name: str,
+        *,
+        at_once: Sequence[int] = (),
+        progress: Callable[[BenchProgress], None] | None = None,
+    ) -> Bench:
+        """Measure the LLM of that name with some ten calls, which are booked and learned from like any.
+
+        Args:
+            name: Whom to measure.
+            at_once: Numbers of replies to be written at once, besides one.
+            progress: Is told before each step, and at the end, how far it is.
+
+        Raises:
+            NoEligibleLM: It cannot be used now.
+            UnknownName: There is no LLM of that name.
+            BudgetExceeded: Its budget has no room for it.
+            BackendError: A call failed.
+        """
+        return self._run(bench(self._state, name, at_once=at_once, progress=progress))
+
     def _run(self, flow: Flow[T]) -> T:
         return sync_driver.run(flow, self._transport)
 
@@ -346,6 +370,16 @@ class AsyncLLMPool(_Pool):
 
         plan = planned(items, options, ordered=ordered, at_most=at_most, progress=progress)
         return AsyncMapResults(async_driver.iterate(mapping(self._state, plan), self._transport, []))
+
+    async def bench(
+        self,
+        name: str,
+        *,
+        at_once: Sequence[int] = (),
+        progress: Callable[[BenchProgress], None] | None = None,
+    ) -> Bench:
+        """Measure the LLM of that name. See `LLMPool.bench`."""
+        return await self._run(bench(self._state, name, at_once=at_once, progress=progress))
 
     async def _run(self, flow: Flow[T]) -> T:
         from maxwell.calls import async_driver

@@ -7,6 +7,7 @@ has kept nobody tells beforehand: this is a guess that only makes a prompt look 
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -29,8 +30,13 @@ def blocks(text: str) -> tuple[int, ...]:
 
 
 def text_of(messages: Sequence[Message]) -> str:
-    """What a conversation looks like to the cache of its server: roles and texts, in order."""
-    return "\n".join(f"{message.get('role')}: {message.get('content')}" for message in messages)
+    """What a conversation looks like to the cache of its server: roles, texts and tool calls, in order."""
+    return "\n".join([_text(message) for message in messages])
+
+
+def _text(message: Message) -> str:
+    text, calls = f"{message.get('role')}: {message.get('content')}", message.get("tool_calls")
+    return f"{text} {calls}" if calls else text
 
 
 class Prefixes:
@@ -47,12 +53,13 @@ class Prefixes:
         if not chain:
             return
         read = self._read.setdefault(root, OrderedDict())
-        for mark in chain:
+        for mark in reversed(chain):  # ends are forgotten first: without its beginning one is worth nothing
+            read.pop(mark, None)
             read[mark] = None
-            read.move_to_end(mark)
         most = int((room or KEPT_TOKENS) / TOKENS_A_BLOCK)
         while len(read) > most:
-            read.popitem(last=False)
+            with contextlib.suppress(KeyError):  # another thread was faster
+                read.popitem(last=False)
 
     def share(self, root: str, chain: Sequence[int]) -> float:
         """Part of a prompt's whole blocks, from its beginning, that the server has read; 0 to 1."""

@@ -109,7 +109,7 @@ def _decide(
         result: Scored | Rejected | None = _unable(c, request) if selective else None
         available = (
             c.blocked is None
-            and (c.state in SELECTABLE or _is_foreseeable(c))
+            and (c.state in SELECTABLE or is_foreseeable(c.state, c.ready_in))
             and (not c.failing or spare_failing)
         )
         # Nobody asks a server that cannot be chosen anyway, so its unknown state is the last reason to give.
@@ -158,11 +158,11 @@ def _occupied(e: _Eligible, c: Candidate, used: float, weight: float) -> _Eligib
     return -score, e[1], e[2], replace(s, seconds=seconds, score=score, occupancy=cost)
 
 
-def _is_foreseeable(c: Candidate) -> bool:
-    """Whether `c` cannot take a request now, and it is known that it can before long."""
-    if c.state == "rate_limited":
-        return 0 < c.ready_in <= MOST_RATE_LIMIT
-    return c.state == "loading" and 0 < c.ready_in < math.inf
+def is_foreseeable(state: HealthState, ready_in: float) -> bool:
+    """Whether a server of that state cannot take a request now, and it is known that it can before long."""
+    if state == "rate_limited":
+        return 0 < ready_in <= MOST_RATE_LIMIT
+    return state == "loading" and 0 < ready_in < math.inf
 
 
 def _spread(candidates: Sequence[Candidate], decision: Decision, draws: tuple[float, float]) -> Decision:

@@ -186,20 +186,30 @@ def test_another_llm_answers_and_the_summary_says_so(
     assert "good after bad failed" in shown
 
 
-@pytest.mark.parametrize("form", [(), ("--no-stream",)])
+@pytest.mark.parametrize(("form", "asked"), [((), 1), (("--no-stream",), 2)])
 def test_a_broken_stream_keeps_its_text_and_fails(
-    run: Run, server: FakeServer, form: tuple[str, ...]
+    run: Run, server: FakeServer, form: tuple[str, ...], asked: int
 ) -> None:
-    server.fail(faults.Cut(after=3))
+    server.fail(faults.Cut(after=3), times=None)
     result = run("ask", *form, "hi")
+    assert len(server.requests_to("/v1/chat/completions")) == asked
     assert result.exit_code == 1
     assert "Because of Rayleigh scattering.".startswith(result.stdout.rstrip("\n"))
     assert len(result.stdout) > 3
     assert one_line(result).startswith("tiny: the reply broke off after")
 
 
-def test_broken_json_prints_no_json(run: Run, server: FakeServer) -> None:
+@pytest.mark.parametrize("form", ["--no-stream", "--json"])
+def test_a_break_that_nobody_saw_is_mended(run: Run, server: FakeServer, form: str) -> None:
     server.fail(faults.Cut(after=3))
+    result = run("ask", form, "hi")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "Because of Rayleigh scattering." in result.stdout
+    assert result.stdout.count("Because") == 1
+
+
+def test_broken_json_prints_no_json(run: Run, server: FakeServer) -> None:
+    server.fail(faults.Cut(after=3), times=None)
     result = run("ask", "--json", "hi")
     assert (result.exit_code, result.stdout) == (1, "")
 

@@ -25,6 +25,7 @@ from maxwell.receipts import Receipt
 from maxwell.receipts.book import ReceiptBook
 from maxwell.testing import FakeClock, FakeServer, faults
 from maxwell.testing.fixtures import FakeServers, WriteRegistry
+from maxwell.types import BackendName
 
 NEVER = float("inf")
 SOON = 10.0  # seconds; how long something that must happen may take before a test gives up
@@ -609,10 +610,15 @@ def fail_open(pool: LLMPool, name: str) -> None:
             pool.get_lm(name).generate("Hello", timeout=2.0)
 
 
+@pytest.mark.parametrize("dialect", ["llamacpp", "openai"])
 def test_one_call_tries_a_server_out_however_many_ask(
-    fake_server: FakeServers, tmp_path: Path, threads: ThreadPoolExecutor, fake_clock: FakeClock
+    fake_server: FakeServers,
+    tmp_path: Path,
+    threads: ThreadPoolExecutor,
+    fake_clock: FakeClock,
+    dialect: BackendName,
 ) -> None:
-    sick, well = fake_server(slots=8, reply=FAST), fake_server(slots=64, reply=SLOW, context=8192)
+    sick, well = fake_server(dialect, reply=FAST), fake_server(slots=64, reply=SLOW, context=8192)
     calls = calls_to(tmp_path, entry(sick, "sick", 500), entry(well, "well"), clock=fake_clock)
     calls.warm()
     with calls.pool() as pool:

@@ -1,4 +1,4 @@
-"""The places of calls that end in unusual ways: cancelled, killed, abandoned, forked, with files in the way."""
+"""Calls that end in unusual ways give their places back: cancelled, killed, dropped, files in the way."""
 
 from __future__ import annotations
 
@@ -207,21 +207,13 @@ def test_a_process_killed_while_it_waits_keeps_nobody_waiting(
         assert_landed(pool)
 
 
-TRIAL = """
-import sys
-from maxwell.lm_pool import LLMPool
-print("ready", flush=True)
-LLMPool.from_registry().get_lm("sick").generate("Hello")
-"""
-
-
-def test_a_trial_that_is_cancelled_or_never_ends_is_not_the_last(
+def test_a_trial_that_is_cancelled_is_not_the_last(
     fake_server: FakeServers, tmp_path: Path, fake_clock: FakeClock
 ) -> None:
     sick, well = fake_server(reply="From the sick one."), fake_server()
     calls = Calls(tmp_path, entry(sick, "sick", 500), entry(well, "well"), clock=fake_clock)
     calls.warm()
-    sick.fail(faults.ServerError(), times=3)
+    sick.fail(faults.ServerError(), times=None)
 
     async def main() -> None:
         async with calls.async_pool() as pool:
@@ -229,6 +221,7 @@ def test_a_trial_that_is_cancelled_or_never_ends_is_not_the_last(
                 with contextlib.suppress(BackendError):
                     await (await pool.get_lm("sick")).generate("Hello", timeout=0.3)
             assert (await pool.get_lm()).name == "well"
+            sick.heal()
             fake_clock.advance(7)
             sick.fail(faults.SlowFirstByte(NEVER), times=1)
             asked = len(chats(sick))
@@ -254,10 +247,9 @@ def test_a_forked_child_has_places_of_its_own(busy: FakeServer, tmp_path: Path) 
                 assert count(pool) == (1, 0)  # the parent's, as any other process's
                 with pytest.raises(CallTimeout):
                     pool.get_lm("one").generate("Hello", timeout=0.4)
-                assert count(pool) == (1, 0)
 
             assert ended(fork(child)) == 0
-            assert count(pool) == (1, 0)
+            until(lambda: count(pool) == (1, 0), "the child's call is still counted")
             next(stream)
         assert_landed(pool)
     assert busy.max_in_flight == 1
@@ -375,13 +367,12 @@ def test_a_server_that_never_gets_ready_is_given_up_one_day(
     with Calls(tmp_path, entry(server, "one"), clock=fake_clock).pool() as pool:
         held = threads.submit(lambda: pool.get_lm().generate("Hello"))
         until(lambda: count(pool) == (0, 1), "it is not held")
-        ticking = threading.Event()
-        end = time.monotonic() + SOON
-        while not held.done() and time.monotonic() < end:
-            fake_clock.advance(20)  # it is asked again all the time, and says the same
-            ticking.wait(0.05)
+        for _ in range(12):  # it is asked again and again, and says the same
+            asked = len(server.requests)
+            fake_clock.advance(80)
+            until(lambda n=asked: held.done() or len(server.requests) > n, "it was not asked again")  # type: ignore[misc]
         with pytest.raises(StatusError) as caught:
-            held.result(0)
+            held.result(SOON)
         assert caught.value.kind == "loading"
         assert_landed(pool)
 

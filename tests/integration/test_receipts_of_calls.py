@@ -129,7 +129,7 @@ def test_a_coroutine_that_was_cancelled(world: World, server: FakeServer) -> Non
 def test_a_reply_that_broke_off(world: World, server: FakeServer) -> None:
     server.fail(faults.Cut(3))
     with world.pool() as pool, pytest.raises(StreamBroken) as caught:
-        pool.get_lm().generate(PROMPT)
+        list(pool.get_lm().stream(PROMPT))
     receipt = world.last()
     assert (receipt.id, receipt.outcome, receipt.llm) == (
         caught.value.partial.receipt,
@@ -137,6 +137,40 @@ def test_a_reply_that_broke_off(world: World, server: FakeServer) -> None:
         "first",
     )
     assert receipt.usage == caught.value.partial.usage
+
+
+def test_a_reply_that_broke_off_and_was_given_by_another(world: World, server: FakeServer) -> None:
+    server.fail(faults.Cut(3))
+    with world.pool() as pool:
+        pool.health()
+        done = pool.get_lm().chat([{"role": "user", "content": PROMPT}])
+        used = pool.usage()
+    receipt = world.last()
+    assert [(tried.name, tried.outcome) for tried in receipt.attempts] == [
+        ("first", "broken_stream"),
+        ("second", "ok"),
+    ]
+    assert (receipt.id, receipt.outcome, receipt.llm) == (done.receipt, "ok", "second")
+    lost, given = receipt.attempts
+    assert lost.usage is not None  # what came to nothing was used all the same
+    assert lost.usage.estimated
+    assert lost.usage.completion_tokens >= 3
+    assert lost.usage.prompt_tokens > 0
+    assert lost.usage.total_tokens == used["first"].tokens
+    assert lost.usd == pytest.approx(used["first"].usd)
+    assert lost.usd > 0
+    assert given.usage == done.usage
+    assert receipt.usage is not None
+    assert receipt.usage.total_tokens == lost.usage.total_tokens + done.usage.total_tokens
+
+
+def test_a_reply_that_broke_off_again(world: World, server: FakeServer) -> None:
+    server.fail(faults.Cut(3), times=None)
+    with world.pool() as pool, pytest.raises(StreamBroken) as caught:
+        pool.get_lm("first").generate(PROMPT)
+    receipt = world.last()
+    assert (receipt.id, receipt.outcome) == (caught.value.partial.receipt, "broken_stream")
+    assert [(tried.name, tried.outcome) for tried in receipt.attempts] == [("first", "broken_stream")] * 2
 
 
 def test_a_budget_that_refused(tmp_path: Path, server: FakeServer, spare: FakeServer) -> None:

@@ -36,7 +36,7 @@ ECHOES: dict[str, faults.Fault] = {
     "403 text": faults.Status(403, f"denied: {BEARER}"),
     "400": faults.Status(400, ECHO),
     "404": faults.Status(404, {"error": {"message": f"no model for {CANARY}"}}),
-    "429": faults.Status(429, ECHO, retry_after=3),
+    "429": faults.Status(429, ECHO, retry_after=0.05),
     "500 page": faults.Status(500, f"<html><title>{BEARER}</title>authorization: {BEARER}</html>"),
     "502 headers": faults.Status(502, f"authorization: {BEARER}\r\naccept: */*"),
     "503 escaped": faults.Status(503, json.dumps({"detail": BEARER.replace("-", "\\u002d")}).encode()),

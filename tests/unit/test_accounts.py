@@ -613,15 +613,19 @@ def test_an_embedding_call_holds_the_special_tokens_too() -> None:
 
 
 class Scripted:
-    """A transport with one reply, an event stream."""
+    """A transport with one reply to all that is asked, an event stream."""
 
     status = 200
     headers: Mapping[str, str] = {"content-type": "text/event-stream"}
 
     def __init__(self, *frames: str) -> None:
-        self.pieces = [f"data: {frame}\n\n".encode() for frame in frames]
+        self.reply = [f"data: {frame}\n\n".encode() for frame in frames]
+        self.pieces: list[bytes] = []
+        self.asked = 0
 
     def send(self, request: HTTPRequest, limits: Limits) -> Scripted:
+        self.pieces = list(self.reply)
+        self.asked += 1
         return self
 
     def read(self, seconds: float | None = None) -> bytes:
@@ -635,11 +639,20 @@ USAGE = '{"choices":[],"usage":{"prompt_tokens":1000,"completion_tokens":50,"tot
 
 
 @pytest.mark.parametrize("budget", [None, 10**6])
-@pytest.mark.parametrize("frames", [(USAGE, "[DONE]"), (USAGE,), (USAGE, '{"error":{"message":"no"}}')])
+@pytest.mark.parametrize(
+    ("frames", "asked"),
+    [
+        ((USAGE, "[DONE]"), 1),
+        ((USAGE,), 1),
+        ((USAGE, '{"error":{"message":"no"}}'), 2),  # which may pass: each attempt is booked
+    ],
+)
 def test_usage_that_a_server_reported_is_booked_even_when_the_reply_failed(
-    frames: tuple[str, ...], budget: int | None
+    frames: tuple[str, ...], asked: int, budget: int | None
 ) -> None:
     state = ready(llm(daily_budget_tokens=budget))
+    server = Scripted(*frames)
     with pytest.raises(MaxwellError):
-        sync_driver.run(calling(state, HELLO), Scripted(*frames))
-    assert books(state) == Used(tokens=1050, calls=1)
+        sync_driver.run(calling(state, HELLO), server)
+    assert server.asked == asked
+    assert books(state) == Used(tokens=asked * 1050, calls=asked)

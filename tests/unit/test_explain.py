@@ -159,6 +159,13 @@ def test_a_paid_one_that_would_win_anyway_is_no_spending_for_want_of_a_slot() ->
     assert told(slow_and_busy, PAID) is None
 
 
+def test_another_free_one_instead_of_a_busy_one_is_no_spending() -> None:
+    for other in (candidate("box-b", 1, speed=60.0), candidate("box-b", 1, speed=60.0, price=1 / 1536)):
+        dearer_and_busy = candidate("box-a", in_flight=2.0, slots=2, service=9.0, price=1 / 1536)
+        assert decided(dearer_and_busy, other).ranked[0].spec.name == "box-b"
+        assert told(dearer_and_busy, other) is None
+
+
 def test_by_speed_a_paid_one_may_be_called_because_it_can_begin_at_once() -> None:
     fast_and_busy = candidate("box-a", speed=200.0, in_flight=1.0, slots=1, service=9.0)
     assert told(fast_and_busy, PAID, routed=False) == (

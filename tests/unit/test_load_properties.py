@@ -350,6 +350,10 @@ def test_of_two_that_are_drawn_the_better_one_is_chosen() -> None:
     assert first(pool, 0.7, 0.99) == "box-1"
 
 
+def test_a_count_of_a_quarter_of_a_second_ago_is_taken_at_its_word() -> None:
+    assert first(twins(3, age=FRESH_COUNT_SECONDS), 0.99, 0.9) == "box-0"
+
+
 def test_of_counts_older_than_a_minute_the_first_that_is_drawn_is_chosen() -> None:
     pool = twins(3, age=OLD_COUNT_SECONDS + 1)
     assert first(pool, 0.0, 0.99) == "box-0"

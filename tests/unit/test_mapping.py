@@ -532,6 +532,17 @@ def test_one_slow_item_stops_the_others_only_after_a_while() -> None:
     desk.flow.close()
 
 
+def test_nothing_is_doubled_while_there_are_items_left() -> None:
+    desk = Desk(numbers(), llm("fast", 60, slots=1), llm("slow", 40, slots=1))
+    for _ in range(2 * AHEAD):
+        fast = [call for call in desk.under_way() if "fast" in call.url]
+        if not fast:
+            break
+        desk.end(fast[0])
+    assert desk.servers() == ["slow"]  # it holds up all results, and no more items may be taken
+    desk.flow.close()
+
+
 def test_a_wrong_item_is_its_own_error() -> None:
     desk = Desk(["a", 7, {}, "b"], llm("a", slots=2))
     assert len(desk.calls) == 2
@@ -539,6 +550,8 @@ def test_a_wrong_item_is_its_own_error() -> None:
         desk.end(call)
     assert [type(mapped.error) for mapped in desk.out] == [type(None), TypeError, ValueError, type(None)]
     assert [mapped.item for mapped in desk.out] == ["a", 7, {}, "b"]
+    # A traceback would keep everything alive that the call had in hand.
+    assert [e.__traceback__ for mapped in desk.out if (e := mapped.error)] == [None, None]
 
 
 def test_progress_is_told_of_every_item() -> None:
@@ -588,9 +601,13 @@ def test_what_a_server_let_down_is_called_for_again_and_first() -> None:
     desk = Desk(["a", "b", "c"], llm("a", slots=2))
     desk.end(desk.calls[0], error=failure("server_error"))
     assert [call.prompt.count('"a"') for call in desk.calls] == [1, 0, 1]
-    for call in desk.under_way():
-        desk.end(call)
-    desk.end(desk.under_way()[0])
+    first, second = desk.under_way()
+    for call in (first, second):
+        call.end(error=failure("server_error"))
+    desk.look()
+    assert [call.prompt.count('"b"') for call in desk.under_way()] == [1, 0]
+    while desk.under_way():
+        desk.end(desk.under_way()[0])
     assert [mapped.index for mapped in desk.out] == [0, 1, 2]
     assert all(mapped.error is None for mapped in desk.out)
 
@@ -643,13 +660,36 @@ def test_an_items_time_counts_from_its_first_call() -> None:
 
 
 def test_where_nobody_is_left_everybody_is_asked_once_more() -> None:
-    desk = Desk(["a", "b"], llm("a", slots=2))
+    desk = Desk(["a", "b"], llm("a", slots=1))
     tell(desk.state, "a", "down")
     error = failure("refused")
     desk.end(desk.calls[0], error=error)
-    assert (desk.asked_everybody, [mapped.error for mapped in desk.out]) == (1, [error])
-    desk.end(desk.calls[1], error=failure("refused"))
+    assert desk.is_over
+    assert [mapped.error for mapped in desk.out][:1] == [error]
+    assert type(desk.out[1].error) is NoEligibleLM
     assert desk.asked_everybody == 1  # not again in the same second
+
+
+def nobody() -> NoEligibleLM:
+    rejected = (Rejected(llm("a"), "down"),)
+    decision = Decision(ranked=(), rejected=rejected, request=Request(needs=Requirements()), by="score")
+    return NoEligibleLM("nobody", decision)
+
+
+def test_while_others_are_at_work_it_is_not_over_for_those_whom_nobody_could_take() -> None:
+    desk = Desk(["a", "b", "c"], llm("a", slots=2))
+    for _ in range(2 * MOST_ROUNDS):
+        tell(desk.state, "a", "down")
+        desk.end(desk.under_way()[1], error=nobody())
+        assert len(desk.under_way()) == 1  # nobody is asked for it now
+        tell(desk.state, "a")
+        desk.look()
+    tell(desk.state, "a", "down")
+    for call in desk.under_way():
+        call.end(error=nobody())
+    desk.look()
+    assert desk.is_over
+    assert [type(mapped.error) for mapped in desk.out] == [NoEligibleLM] * 3
 
 
 def test_a_server_that_is_back_goes_on() -> None:

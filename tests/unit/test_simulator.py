@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,14 @@ def sleeper(seconds: float, result: str = "") -> Flow[str]:
 
 
 def test_events_happen_in_the_order_of_their_time_and_then_of_their_planning() -> None:
-    world, seen = World(), []
+    world = World()
+    seen: list[tuple[str, float]] = []
+
+    def see(name: str) -> None:
+        seen.append((name, world.now))
+
     for seconds, name in ((2.0, "late"), (1.0, "first"), (1.0, "second")):
-        world.after(seconds, lambda name=name: seen.append((name, world.now)))
+        world.after(seconds, partial(see, name))
     world.run()
     assert seen == [("first", 1.0), ("second", 1.0), ("late", 2.0)]
 
@@ -206,7 +212,8 @@ def test_what_may_block_is_done_at_once_and_its_error_is_the_flow_s() -> None:
 
 
 def test_what_is_emitted_is_handed_on() -> None:
-    lab, seen = Lab(), []
+    lab = Lab()
+    seen: list[str] = []
 
     def flow() -> Flow[None]:
         yield Emit("a")
@@ -254,7 +261,8 @@ def test_first_waits_for_one_of_those_that_were_started() -> None:
 
 
 def test_what_was_started_ends_with_whoever_started_it() -> None:
-    lab, ended = Lab(), []
+    lab = Lab()
+    ended: list[tuple[str, float]] = []
 
     def patient(name: str) -> Flow[None]:
         try:

@@ -25,7 +25,7 @@ from maxwell.decision import Candidate, Decision, Request, Scored
 from maxwell.errors import CallTimeout
 from maxwell.flights import Busy, Load, Plan
 from maxwell.receipts.record import Record
-from maxwell.scheduler import PASSING, SELECTABLE, expected_seconds
+from maxwell.scheduler import PASSING, SELECTABLE, expected_seconds, is_foreseeable
 from maxwell.types import HealthState
 
 # A held call looks again after this share of its predicted wait, within these bounds in seconds; one that is
@@ -101,27 +101,19 @@ def admit(state: PoolState, flight: Flight, wish: Wish, record: Record) -> Flow[
 
     Raises CallTimeout when the deadline comes first.
     """
-    now = state.clock.monotonic
-    began = now()
+    began = state.clock.monotonic()
     found = _Finding(state, wish)
-    held_for: Decision | None = None
-    while True:
-        if found.has_waited or not found.keeps_bound():
-            yield from learn(state, _everybody(wish), wish.request, seconds=_left(wish, now(), PROBE_SECONDS))
-        yield from _placed(state, flight, found)
-        chosen = found.chosen
-        if chosen is None or not found.wait:
-            break
-        held_for = held_for or found.decision
-        if wish.deadline is not None and _is_in_vain(found, wish.deadline - now()):
-            raise _too_late(found.candidate.state, chosen, now() - began)
-        yield from _hold(state, found.pause(), found.candidate.state, chosen, began, wish.deadline)
-    held = now() - began if found.has_waited else 0.0
-    if held:
-        record.held(held)
+    held = 0.0
+    try:
+        yield from _search(state, flight, wish, found, began)
+    finally:
+        if found.has_waited:
+            held = state.clock.monotonic() - began
+            record.held(held)
+    chosen = found.chosen
     if chosen is None:
         return None
-    decision = _told(held_for, found.decision, chosen)
+    decision = _told(found.held_for, found.decision, chosen)
     if decision is not None:
         record.decided(decision)
     state.outside.sent(chosen.endpoint.root)
@@ -132,6 +124,21 @@ def admit(state: PoolState, flight: Flight, wish: Wish, record: Record) -> Flow[
         seconds=found.seconds,
         held=held,
     )
+
+
+def _search(state: PoolState, flight: Flight, wish: Wish, found: _Finding, began: float) -> Flow[None]:
+    """Ask who can take the call until somebody can at once, or nobody is eligible."""
+    now = state.clock.monotonic
+    while True:
+        if found.has_waited or not found.keeps_bound():
+            yield from learn(state, _everybody(wish), wish.request, seconds=_left(wish, now(), PROBE_SECONDS))
+        yield from _placed(state, flight, found)
+        if found.chosen is None or not found.wait:
+            return
+        found.held_for = found.held_for or found.decision
+        if wish.deadline is not None and _is_in_vain(found, wish.deadline - now()):
+            raise _too_late(found.candidate.state, found.chosen, now() - began)
+        yield from _hold(state, found.pause(), found.candidate.state, found.chosen, began, wish.deadline)
 
 
 def _placed(state: PoolState, flight: Flight, found: _Finding) -> Flow[None]:
@@ -163,6 +170,7 @@ class _Finding:
         decision: The decision it comes from; None = it was chosen before.
         wait: Seconds until it can take the call, as predicted; 0 = now.
         has_waited: Whether it ever had to wait.
+        held_for: The decision that had it wait.
         seconds: How long the call is expected to take.
     """
 
@@ -175,6 +183,7 @@ class _Finding:
         self.decision: Decision | None = None
         self.wait = 0.0
         self.has_waited = False
+        self.held_for: Decision | None = None
         self.seconds = USUALLY
         self._bound: Candidate | None = None
 
@@ -242,7 +251,8 @@ class _Finding:
             decision = _decided(state, candidates, wish.request)
             if decision.ranked:
                 best = _in_time(decision.ranked, wish.deadline, state.clock.monotonic())
-                self.decision = decision
+                others = [s for s in decision.ranked if s is not best]
+                self.decision = msgspec.structs.replace(decision, ranked=(best, *others))
                 self.chosen = state.llm(best.spec.name)
                 self.candidate = next(c for c in candidates if c.spec.name == best.spec.name)
                 self.wait = _wait(self.candidate)
@@ -274,7 +284,7 @@ def _is_well(c: Candidate) -> bool:
 def _wait(c: Candidate) -> float:
     """Seconds that the call must be held back. A sleeping server is woken by the call itself."""
     if c.state in PASSING:
-        return c.ready_in
+        return c.ready_in if is_foreseeable(c.state, c.ready_in) else math.inf
     if c.slots is None or c.ahead < c.slots:
         return 0.0
     return max(c.queue_wait, c.service / c.slots)
@@ -318,8 +328,10 @@ def _hold(
 ) -> Flow[None]:
     """Wait for `pause` seconds. Raises CallTimeout when the deadline comes first."""
     now = state.clock.monotonic()
-    if deadline is not None and now + pause >= deadline:
-        raise _too_late(health, entry, now - began)
+    if deadline is not None:
+        pause = min(pause, max((deadline - now) / 2, LOOK_LEAST))  # it may look again before it is too late
+        if now + pause >= deadline:
+            raise _too_late(health, entry, now - began)
     yield Sleep(pause)
 
 
@@ -358,7 +370,7 @@ def admit_embedding(
         health, now = state.known(entry), state.clock.time()
         load, slots = loads.get(entry.endpoint.root, NOBODY), entry.slots(health)
         until = 0.0 if health is None or health.state not in PASSING else ready_in(health, None, now)
-        if until == math.inf:
+        if health is not None and not is_foreseeable(health.state, until):
             until = 0.0
         if not until and slots is not None and load.running + load.waiting >= slots:
             until = BATCH_SECONDS * (load.running + load.waiting - slots + 1) / slots

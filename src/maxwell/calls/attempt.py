@@ -48,6 +48,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
         deadline: When the whole call must be over, on the monotonic clock; None = never.
         shares_time: Whether time must be left for somebody else.
         emit: Whether text is to be emitted as it comes.
+        measuring: Whether its size says nothing of usual calls.
         tried: Entries asked so far, the present one last.
         record: The call's receipt.
     """
@@ -61,6 +62,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     deadline: float | None
     shares_time: bool
     emit: bool
+    measuring: bool
     tried: Sequence[str]
     record: Record
 
@@ -225,14 +227,13 @@ def _learn(  # noqa: PLR0913 - how it ended, three ways
         prompt_bytes=None if has_more else size.text_bytes,
         messages=size.messages,
         key=task.key,
-        running=round(candidate.in_flight),
+        running=round(candidate.in_flight) if entry.is_counted(state.known(entry)) else None,
         queued=candidate.slots is not None and candidate.in_flight >= candidate.slots,
         asleep=candidate.state == "asleep",
     )
     sample = sample_of(reply, sent, state.clock.monotonic(), cut=cut, failed=failed)
     if sample is not None:
-        if load_seconds is not None:
-            sample = msgspec.structs.replace(sample, load_seconds=load_seconds)
+        sample = msgspec.structs.replace(sample, load_seconds=load_seconds, unusual=task.measuring)
         state.teach(entry, sample)
 
 

@@ -207,7 +207,7 @@ def _replies(state: PoolState, entry: Entry, decision: Decision, step: Step) -> 
         max_tokens=step.most,
         extra=ENDLESS.get(backend) if step.most > 1 else None,
     )
-    call = Call(chat=asked, decision=decision, pinned=True)
+    call = Call(chat=asked, decision=decision, pinned=True, measuring=True)
     if step.at_once == 1:
         return [(yield from chat(state, call))]
     handles: list[Handle] = []

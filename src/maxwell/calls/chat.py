@@ -25,6 +25,7 @@ from maxwell.errors import (
 )
 from maxwell.prefixes import blocks, text_of
 from maxwell.receipts.record import Record
+from maxwell.scheduler import PASSING, is_foreseeable
 from maxwell.tokens import IMAGE_TOKENS, TEMPLATE_TOKENS_PER_MESSAGE, PromptSize, measure
 from maxwell.types import ChatCall, Completion
 
@@ -47,6 +48,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         decision: Who was chosen, and who else could answer.
         pinned: Whether only the chosen one may answer.
         stream: Whether text is to be emitted as it comes.
+        measuring: Whether its size was chosen to measure, and says nothing of usual calls.
         seconds: Longest the call may take in all, attempts together; None = no limit.
     """
 
@@ -54,6 +56,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     decision: Decision
     pinned: bool = False
     stream: bool = False
+    measuring: bool = False
     seconds: float | None = None
 
 
@@ -150,6 +153,7 @@ class _Course:
             deadline=self._deadline,
             shares_time=may_share and has_other(self._state, wish, place.entry),
             emit=self._call.stream,
+            measuring=self._call.measuring,
             tried=self.tried,
             record=record,
         )
@@ -185,7 +189,8 @@ class _Course:
         left = math.inf if self._deadline is None else self._deadline - self._state.clock.monotonic()
         # What a server says of a rate limit can be relied on: there is no use in waiting for less.
         told = candidate.ready_in if candidate.state == "rate_limited" else 0.0
-        if max(pause, told) >= left or candidate.ready_in == math.inf or not self._state.retries.take():
+        in_vain = candidate.state in PASSING and not is_foreseeable(candidate.state, candidate.ready_in)
+        if in_vain or max(pause, told) >= left or not self._state.retries.take():
             return None
         yield Sleep(pause)
         return self.wish([], bound=entry)

@@ -28,6 +28,7 @@ from maxwell.errors import (
 )
 from maxwell.receipts.record import Record
 from maxwell.registry.specs import EmbeddingSpec
+from maxwell.scheduler import PASSING, is_foreseeable
 from maxwell.tokens import estimate, text_upper_bound, utf8_length
 from maxwell.types import Usage
 
@@ -116,7 +117,8 @@ def _has_time(state: PoolState, entry: Entry, pause: float, deadline: float | No
     # What a server says of a rate limit can be relied on: there is no use in waiting for less.
     told = wait if health is not None and health.state == "rate_limited" else 0.0
     left = math.inf if deadline is None else deadline - state.clock.monotonic()
-    return wait < math.inf and max(pause, told) < left
+    passes = health is None or health.state not in PASSING or is_foreseeable(health.state, wait)
+    return passes and max(pause, told) < left
 
 
 def _batches(texts: Sequence[str]) -> Iterator[tuple[int, list[str]]]:

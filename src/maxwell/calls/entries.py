@@ -31,6 +31,7 @@ class Entry:
         "_latest",
         "_load_learned",
         "_speeds",
+        "_watches",
         "endpoint",
         "index",
         "key_problem",
@@ -45,6 +46,7 @@ class Entry:
         self.key_problem = key_problem(spec, registry, environ)
         self.learned_as = key_of(spec)
         self._load_learned: float | None = None
+        self._watches = False  # whether it ever was looked at
         self._declared = get_backend(spec.backend or "openai")
         # What was known and how the scheduler saw it, replaced as one so that threads never mix two.
         self._latest: tuple[Health | None, Speeds | None, Candidate] | None = None
@@ -108,7 +110,10 @@ class Entry:
         return known[3]
 
     def load_to_learn(self, health: Health | None) -> float | None:
-        """Seconds that its server took to load, as health checks saw it; None = nothing new. Told once."""
+        """Seconds that its server took to load, as health checks saw it; None = nothing new. Told once.
+
+        A loading that was over when the entry was first looked at is none of its news.
+        """
         took = None if health is None else health.loaded_in
         if took == self._load_learned:
             return None
@@ -120,6 +125,8 @@ class Entry:
         latest = self._latest
         if latest is not None and latest[1] is speeds and _says_the_same(latest[0], health):
             return latest[2]
+        if health is not None and not self._watches:
+            self._load_learned, self._watches = health.loaded_in, True
         spec = self.spec
         assert isinstance(spec, LLMSpec)
         reason, words = self.blocked_by(health)

@@ -299,13 +299,15 @@ class _Course:
     def _is_worth_another(self, job: _Job, error: ItemError) -> Flow[bool]:
         """Whether another call for it may succeed, and somebody is left to be called."""
         state = self._state
-        if job.rounds >= MOST_ROUNDS or not (may_pass(error) or may_return(error)):
+        if may_return(error) and self.runs:
+            job.rounds -= 1  # no call was made, and those under way may yet show that somebody is well
+        elif job.rounds >= MOST_ROUNDS or not (may_pass(error) or may_return(error)):
             return False
         if job.deadline is not None and state.clock.monotonic() >= job.deadline:
             return False
         if not state.decide(job.request).ranked:
             yield from self._ask_everybody()
-        return bool(state.decide(job.request).ranked)
+        return bool(self.runs or state.decide(job.request).ranked)
 
     def _ask_everybody(self) -> Flow[None]:
         """A server that was down a moment ago may have been started again."""

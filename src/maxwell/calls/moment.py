@@ -19,7 +19,6 @@ from maxwell.queueing import remaining, slowdown
 from maxwell.speed import LIKELY_LOAD, LIKELY_WAKE, Speeds
 
 LEAST_OVERRUN = 3  # requests running, from which their lateness says something of the server and not of them
-MOST_RATE_LIMIT = 60.0  # seconds that a call waits for the end of a rate limit rather than failing
 LONGEST_LOAD = 600.0  # seconds after which nobody believes that a server is still loading, unless it usually
 LOADS_LONGER = 3.0  # takes so: then so many times as long
 
@@ -80,8 +79,9 @@ def ready_in(health: Health, speeds: Speeds | None, now: float) -> float:
     if health.state == "asleep":
         return LIKELY_WAKE if speeds is None else speeds.wake
     if health.state == "rate_limited":
-        wait = max((health.until or now) - now, 0.001)
-        return wait if wait <= MOST_RATE_LIMIT else math.inf
+        if health.until is None:  # a health check was refused, and calls perhaps are not: they find out
+            return math.inf
+        return max(health.until - now, 0.001)
     if health.state == "loading":
         expected = LIKELY_LOAD if speeds is None else speeds.load
         elapsed = max(now - (health.at if health.since is None else health.since), 0.0)

@@ -6,7 +6,6 @@ from maxwell.calls.moment import NO_OTHERS, Others
 from maxwell.health import Health
 from maxwell.queueing import dispatchers, stale_count
 
-
 FADING = 0.98  # of what servers told counts one answer later
 OTHERS_SEND = 1.5  # senders, from which there are surely others
 

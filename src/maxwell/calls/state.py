@@ -188,7 +188,8 @@ class PoolState:
         """Keep what a call taught of its entry, and of the size of calls."""
         assert isinstance(entry.spec, LLMSpec)
         self.speeds.note(entry.learned_as, entry.spec, sample)
-        self.speeds.note(USUAL, entry.spec, sizes_of(sample))
+        if not sample.unusual:
+            self.speeds.note(USUAL, entry.spec, sizes_of(sample))
 
     def candidates(
         self,

@@ -14,7 +14,7 @@ from maxwell.errors import LedgerError
 from maxwell.health import Health
 from maxwell.ledger import NANO, Used
 from maxwell.registry.specs import LLMSpec, Spec
-from maxwell.speed import Speeds
+from maxwell.speed import Speeds, speeds_of
 
 FAR_OFF = 1.5  # times: so far may a declared speed be from the measured one before it is said
 SURELY = 3  # observations, before it is
@@ -32,7 +32,7 @@ class Status(Struct, frozen=True, kw_only=True):
         slots: Requests its server works on at once: declared, told or learned; None = not known.
         in_flight: Calls of this user that its server works on now, or that are held back for it, those to
             other entries of that server included.
-        measured: What calls showed of its speed; None = nothing yet.
+        measured: What calls to this entry showed of its speed; None = nothing yet.
         used: What it used today; None = the ledger cannot be read.
         tokens_left: What today's token budget has left; None = unlimited, or unknown where `used` is None.
         usd_left: What today's money budget has left; None = unlimited, or unknown where `used` is None.
@@ -81,7 +81,8 @@ def statuses(state: PoolState, *, refresh: bool = False) -> Flow[list[Status]]:
 def _status(state: PoolState, entry: Entry, books: dict[str, Used] | None, resets_in: float) -> Status:
     spec, health = entry.spec, state.known(entry)
     is_llm = isinstance(spec, LLMSpec)
-    load, measured = state.flights.loads().get(entry.endpoint.root), state.speeds_of(entry)
+    load, learned = state.flights.loads().get(entry.endpoint.root), state.speeds.learned(entry.learned_as)
+    measured = speeds_of(learned, spec) if learned is not None and isinstance(spec, LLMSpec) else None
     used = None if books is None else books.get(spec.name, Used())
     left = (None, None) if used is None else left_today(spec, used)
     return Status(

@@ -192,7 +192,9 @@ class Database:
     def warn(self, error: LedgerError) -> None:
         """Say that the file cannot be used, once until it can."""
         if not (self._has_warned or isinstance(error, SetAside)):  # of that one it is said already
-            log.warning("%s; %s", error, self.schema.meanwhile)
+            # Where the books cannot be kept either, one warning is enough.
+            level = logging.INFO if self.schema.disposable else logging.WARNING
+            log.log(level, "%s; %s", error, self.schema.meanwhile)
             self._has_warned = True
 
     # --- transactions
@@ -201,6 +203,7 @@ class Database:
     def _transaction(self, *, at_once: bool = False) -> Iterator[sqlite3.Connection]:
         """What `write` does once nobody else writes. Raises `Locked` before anything is done."""
         db = self._begun()
+        before = db.total_changes
         try:
             for task in self._waiting.take():
                 task.apply(db)
@@ -216,7 +219,8 @@ class Database:
             raise
         self._waiting.done()
         self._problem = ""
-        self._has_warned = False
+        if db.total_changes != before:  # where there is nothing to write, a full disk does no harm
+            self._has_warned = False
 
     @contextlib.contextmanager
     def _snapshot(self, *, at_once: bool = False) -> Iterator[sqlite3.Connection]:

@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 from maxwell.clock import Clock
-from maxwell.database.file import Database, Task
+from maxwell.database.file import Database
 from maxwell.database.owners import Owner, is_alive, this_process
+from maxwell.database.waiting import Task
 from maxwell.errors import LedgerError
 from maxwell.ledger import Amount, Hold, Limit, NoRoom, OpenHold, Used
 from maxwell.ledger.projection import Projection, take_over

@@ -14,11 +14,10 @@ from maxwell.speed.learned import (
     Speeds,
     from_json,
     learn,
-    sizes_of,
     speeds_of,
     to_json,
 )
-from maxwell.speed.sample import Sample
+from maxwell.speed.sample import Sample, sizes_of
 
 __all__ = [
     "LIKELY_LOAD",

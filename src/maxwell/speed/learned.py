@@ -166,19 +166,6 @@ def _usual_sizes(learned: Learned, spec: LLMSpec, usual: Learned | None) -> tupl
     )
 
 
-def sizes_of(sample: Sample) -> Sample:
-    """What a call teaches of all entries: the sizes of what is asked and answered."""
-    return Sample(
-        prompt_tokens=sample.prompt_tokens,
-        cached_tokens=sample.cached_tokens,
-        completion_tokens=sample.completion_tokens,
-        estimated=sample.estimated,
-        key=sample.key,
-        cut=sample.cut,
-        capped=sample.capped,
-    )
-
-
 def _seen(learned: Learned, key: str, usual: Learned) -> Seen:
     by_clock, arrivals = _is_told(learned), learned.arrivals
     return Seen(
@@ -207,7 +194,8 @@ def learn(learned: Learned, sample: Sample, spec: LLMSpec, now: float) -> Learne
         now: When the call ended, in seconds since the epoch.
     """
     now = now if 0.0 <= now <= 1e11 else 0.0
-    text, reply = with_prompt(learned.text, sample), possible_length(sample, spec)
+    text = with_prompt(learned.text, sample)
+    reply = None if sample.unusual else possible_length(sample, spec)
     lengths = learned.lengths if reply is None else with_reply(learned.lengths, sample, spec, reply)
     if sample.load_seconds is not None or sample.asleep:
         # A server that has just begun is slow in every way, which tells nothing about later calls.
@@ -242,7 +230,7 @@ def learn(learned: Learned, sample: Sample, spec: LLMSpec, now: float) -> Learne
         wake=learned.wake,
         text=text,
         lengths=lengths,
-        prompts=learned.prompts if fresh is None else learned.prompts.plus(fresh),
+        prompts=learned.prompts if fresh is None or sample.unusual else learned.prompts.plus(fresh),
         replies=learned.replies if reply is None else learned.replies.plus(reply),
         slots=slots,
     )

@@ -40,6 +40,7 @@ class Sample(Struct, frozen=True, kw_only=True):
         cut: It did not come to its end: cancelled, timed out, broken off.
         capped: The reply ended because its tokens ran out.
         asleep: The server was asleep when it began.
+        unusual: Its size was chosen to measure, and says nothing of what is usually asked and answered.
         load_seconds: How long a loading server took to be ready; may be all that a sample holds.
     """
 
@@ -63,7 +64,21 @@ class Sample(Struct, frozen=True, kw_only=True):
     cut: bool = False
     capped: bool = False
     asleep: bool = False
+    unusual: bool = False
     load_seconds: float | None = None
+
+
+def sizes_of(sample: Sample) -> Sample:
+    """What a call teaches of all entries: the sizes of what is asked and answered."""
+    return Sample(
+        prompt_tokens=sample.prompt_tokens,
+        cached_tokens=sample.cached_tokens,
+        completion_tokens=sample.completion_tokens,
+        estimated=sample.estimated,
+        key=sample.key,
+        cut=sample.cut,
+        capped=sample.capped,
+    )
 
 
 def tokens(count: float | None, most: float = MOST_TOKENS) -> float | None:
