@@ -53,10 +53,6 @@ def draw(result: Result, directory: Path) -> Path:
     return path
 
 
-def _is_ours(row: Row) -> bool:
-    return row.policy.startswith("Maxwell")
-
-
 def _lines(axes: Any, result: Result, cases: list[str]) -> None:
     """A line for each policy over the cases."""
     latest = {row.policy: row.ratio for row in result.rows}
@@ -92,17 +88,26 @@ def _lines(axes: Any, result: Result, cases: list[str]) -> None:
 
 
 def _bars(axes: Any, result: Result, cases: list[str]) -> None:
-    """A bar for each policy of each case."""
-    labels, values, colours = [], [], []
+    """A bar for each policy, the cases one below the other."""
+    labels: list[str] = []
+    where: list[int] = []
+    rows: list[Row] = []
     for case in cases:
+        if len(cases) > 1:
+            labels.append(f"{case}:")
         for row in result.rows:
             if row.case == case:
-                labels.append(f"{row.policy}  ({case})" if len(cases) > 1 else row.policy)
-                values.append(row.ratio)
-                colours.append(OURS if _is_ours(row) else OTHERS)
-    bars = axes.barh(range(len(values)), values, color=colours, height=0.7)
+                where.append(len(labels))
+                labels.append(row.policy)
+                rows.append(row)
+    colours = [OURS if row.policy.startswith("Maxwell") else OTHERS for row in rows]
+    bars = axes.barh(where, [row.ratio for row in rows], color=colours, height=0.7)
     axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
     axes.axvline(1.0, color=INK, linewidth=0.8, linestyle=":")
-    axes.set_yticks(range(len(values)), labels)
+    axes.set_yticks(range(len(labels)), labels)
+    for i, tick in enumerate(axes.get_yticklabels()):
+        tick.set_fontweight("normal" if i in where else "bold")
+    axes.tick_params(axis="y", length=0)
+    axes.margins(x=0.12)
     axes.invert_yaxis()
     axes.set_xlabel(result.unit)

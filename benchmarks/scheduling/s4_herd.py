@@ -106,20 +106,24 @@ def _maxwell(load: Load, seed: int, every: float | None) -> Floats:
 
 def run(seeds: Sequence[int]) -> Result:
     """All ages of what is known, and the shared table."""
-    result = Result("S4", f"{DISPATCHERS} dispatchers, 8 servers, rho {SHARE:g}: mean time", "x LP mean")
+    result = Result(
+        "S4",
+        f"{DISPATCHERS} dispatchers that see the load every so often, rho {SHARE:g}: mean time",
+        "x LP mean",
+    )
     for seed in seeds:
         load = poisson(COUNT, seed, MACHINES, SHARE)
         bound = bounds.mean_seconds(load, MACHINES)
         for every in AGES:
             progress("S4", every, "s, seed", seed)
-            case = f"load seen every {every:g} s"
+            case = f"{every:g} s"
             _naive(result, case, load, seed, every, bound)
             latencies = _maxwell(load, seed, every)
             result.row(case, "Maxwell", GOALS.get(every)).add(
                 latencies.mean() / bound, **percentiles(latencies)
             )
         progress("S4 shared table, seed", seed)
-        case = "load shared by all"
+        case = "shared"
         latencies = play(MACHINES, load, LeastDelay(MACHINES, load, seed))
         result.row(case, LeastDelay.name).add(latencies.mean() / bound, **percentiles(latencies))
         latencies = _maxwell(load, seed, None)

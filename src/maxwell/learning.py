@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
     from maxwell.database.file import Database
 
+WRITE_SECONDS = 2.0  # what was learned is on its way to the file so much later
+# Who calls more often than this learns from one call in so many seconds: the others would say the same.
+LEAST_SECONDS = 0.05
+ENOUGH = 20  # calls, before any is left out
 READ_SECONDS = 5.0  # what other processes learned is looked at this often
 KEPT_SECONDS = 90 * 86400.0  # since the latest call
 MOST_WAITING = 100  # samples of one entry, while they cannot be written
@@ -62,8 +66,12 @@ class SpeedBook:
         # Single assignments only, which are atomic: no lock, so none can be held across a fork. Where two
         # threads come in between each other, the file has both.
         self._known: dict[str, Learned] = {}
-        self._read: dict[str, bytes] = {}  # what the file said
+        self._learned_at: dict[str, float] = {}
+        self._read: dict[str, bytes] = {}  # what the file said, or was told
+        self._untold: dict[str, Lesson] = {}
         self._next_read = 0.0
+        if database is not None:
+            database.before_close.append(self.flush)
 
     def learned(self, key: str) -> Learned | None:
         """What was learned of an entry, the same object until something is added; None = nothing.
@@ -76,17 +84,39 @@ class SpeedBook:
 
     def note(self, key: str, spec: LLMSpec, sample: Sample) -> None:
         """Learn from one more call. It counts at once here, and soon for all; cannot fail."""
+        known, moment = self._known.get(key) or Learned(), self._clock.monotonic()
+        if known.prompts.seen >= ENOUGH and 0 <= moment - self._learned_at.get(key, -1.0) < LEAST_SECONDS:
+            return
+        self._learned_at[key] = moment
         now = self._clock.time()
-        self._known[key] = learn(self._known.get(key) or Learned(), sample, spec, now)
-        if self._database is not None:
-            self._database.later(("learned", key), Lesson(self, key, spec.name, now, ((spec, sample, now),)))
+        self._known[key] = learned = learn(known, sample, spec, now)
+        self._add(Lesson(self, key, spec.name, now, ((spec, sample, now),), learned, self._read.get(key)))
 
     def forget(self, key: str) -> None:
         """Begin anew with an entry, in all processes; cannot fail."""
         self._known.pop(key, None)
-        if self._database is not None:
-            name = key.rpartition(" ")[0]
-            self._database.later(("learned", key), Lesson(self, key, name, self._clock.time(), (), anew=True))
+        self._add(Lesson(self, key, key.rpartition(" ")[0], self._clock.time(), (), None, anew=True))
+        self.flush()
+
+    def _add(self, lesson: Lesson) -> None:
+        """Have a lesson written some time: many at once cost little more than one."""
+        if self._database is None:
+            return
+        from maxwell.database.background import background
+
+        before = self._untold.get(lesson.key)
+        self._untold[lesson.key] = lesson if before is None else before.merged(lesson)
+        background.soon(self.flush, WRITE_SECONDS)
+
+    def flush(self) -> None:
+        """Hand over to the database what it has not been told."""
+        while self._untold and self._database is not None:
+            key, lesson = self._untold.popitem()
+            self._database.later(("learned", key), lesson)
+
+    def told(self, key: str, body: bytes) -> None:
+        """The file says this now, because this process wrote it."""
+        self._read[key] = body
 
     def all(self) -> dict[str, Learned]:
         """What was learned of every entry, by key."""
@@ -109,6 +139,8 @@ class SpeedBook:
             rows, waiting = [], []
         self._next_read = self._clock.monotonic() + READ_SECONDS
         unwritten = {task.key: task for task in waiting if isinstance(task, Lesson)}
+        for key, lesson in self._untold.copy().items():
+            unwritten[key] = unwritten[key].merged(lesson) if key in unwritten else lesson
         for key, body in rows:
             if body != self._read.get(key):
                 self._read[key] = body
@@ -136,6 +168,8 @@ class Lesson(Struct, frozen=True):
         name: Of the entry, for people who look into the file.
         at: When it was learned.
         samples: Calls as they went: (entry, sample, when), the oldest first.
+        learned: What was known here after the last of them; None = nothing.
+        base: What the file had said by then, which is in that.
         anew: Forget first what the file knows.
     """
 
@@ -144,6 +178,8 @@ class Lesson(Struct, frozen=True):
     name: str
     at: float
     samples: tuple[tuple[LLMSpec, Sample, float], ...]
+    learned: Learned | None
+    base: bytes | None = None
     anew: bool = False
 
     def added(self, learned: Learned) -> Learned:
@@ -157,18 +193,24 @@ class Lesson(Struct, frozen=True):
     def apply(self, db: sqlite3.Connection) -> None:
         """See `Task.apply`."""
         row: Sequence[Any] | None = db.execute(_ONE, (self.key,)).fetchone()
-        before = None if row is None else _decoded(row[0])
-        body = to_json(self.added(before or Learned()))
+        said = None if row is None else row[0]
+        alone = self.learned is not None and not self.anew and said == self.base
+        learned = self.learned if alone else self.added(_decoded(said) or Learned())
+        body = to_json(learned or Learned())
         db.execute(_WRITE, (self.key, self.name, self.at, body))
         db.execute(_OLD, (self.at - KEPT_SECONDS,))
-        self.book.reread()
+        if alone:
+            self.book.told(self.key, body)
+        else:  # others have learned meanwhile, too
+            self.book.reread()
 
     def merged(self, later: Lesson) -> Lesson:
         """See `Task.merged`."""
         if later.anew:
             return later
         samples = (*self.samples, *later.samples)[-MOST_WAITING:]
-        return Lesson(self.book, self.key, self.name, later.at, samples, self.anew)
+        known, base = later.learned, later.base
+        return Lesson(self.book, self.key, self.name, later.at, samples, known, base, self.anew)
 
 
 def _decoded(body: object) -> Learned | None:

@@ -19,7 +19,7 @@ import pytest
 from calling import Calls, assert_idle, chats, entry, make_registry
 
 from maxwell.clock import Clock, SystemClock
-from maxwell.errors import BackendError, CallTimeout, MaxwellError, StatusError
+from maxwell.errors import AllAttemptsFailed, BackendError, CallTimeout, MaxwellError, StatusError
 from maxwell.lm_pool import LLMPool
 from maxwell.receipts import Receipt
 from maxwell.receipts.book import ReceiptBook
@@ -598,6 +598,24 @@ def test_a_deadline_bounds_a_server_that_hangs_and_leaves_time_for_another(
     assert calls.ask("generate", timeout=4.0).text == SLOW
     assert time.monotonic() - began < 4.0
     assert_idle(hanging, well)
+
+
+def test_a_wait_that_ends_in_vain_tells_what_failed_before(
+    fake_server: FakeServers, free: FakeServer, tmp_path: Path
+) -> None:
+    sick = fake_server()
+    sick.fail(faults.ServerError(), times=None)
+    calls = calls_to(tmp_path, entry(sick, "sick", 500), entry(free, "busy"))
+    calls.warm()
+    with calls.pool() as pool:
+        lm = pool.get_lm()
+        with occupied(pool, "busy", free):
+            began = time.monotonic()
+            with pytest.raises(AllAttemptsFailed) as caught:
+                lm.generate("Hello", timeout=0.6)
+            assert time.monotonic() - began < 0.6 + LATE
+        assert_landed(pool)
+    assert [(a.llm, a.kind) for a in caught.value.attempts] == [("sick", "server_error"), ("busy", "timeout")]
 
 
 # --- breakers

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import itertools
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -434,6 +435,23 @@ def test_leaving_early_stops_every_call(world: World, server: FakeServer, calls:
     with suppress(ZeroDivisionError):
         do(world, calls, prompts(20), leave, after=lambda: assert_idle(server))
     assert_stopped_and_booked(calls, server)
+
+
+def test_calls_that_wait_for_a_reply_to_begin_are_cut(
+    world: World, fake_server: FakeServers, tmp_path: Path
+) -> None:
+    server = fake_server(slots=3)
+    server.fail(faults.SlowFirstByte(math.inf), times=None)
+    calls = Calls(tmp_path, entry(server, "one"))
+    do(
+        world,
+        calls,
+        ["", "a", "b", "c"],  # the first one has its result at once
+        each=lambda mapped: wait_chats(server, 3),
+        after=lambda: assert_idle(server),
+    )
+    assert [request.aborted for request in chats(server)] == [True] * 3
+    assert_settled(calls, "one")
 
 
 def test_dropping_a_map_stops_every_call(server: FakeServer, calls: Calls) -> None:

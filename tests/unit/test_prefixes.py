@@ -225,7 +225,7 @@ def test_threads_may_lose_a_beginning_and_nothing_else(prefixes: Prefixes, room:
     def work(seed: int) -> None:
         chance = random.Random(seed)
         try:
-            for _ in range(1500):
+            for _ in range(6000):
                 start = chance.randrange(6)
                 prefixes.note(A, range(start, start + 3), room)
                 assert 0.0 <= prefixes.share(A, range(start, start + 4)) <= 1.0

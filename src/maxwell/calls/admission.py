@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import msgspec
 
@@ -150,6 +151,16 @@ def _placed(state: PoolState, flight: Flight, found: _Finding) -> Flow[None]:
         flight.leave()
 
 
+def _place_unless_left(
+    state: PoolState, flight: Flight, plan: Callable[[Mapping[str, Load]], Plan | None]
+) -> None:
+    """On a thread of its own: whoever waited for it may have left before it began, or meanwhile."""
+    if flight.is_placed:
+        state.flights.place(flight.id, plan)
+    if not flight.is_placed:
+        state.flights.leave(flight.id)
+
+
 def _registered(
     state: PoolState, flight: Flight, plan: Callable[[Mapping[str, Load]], Plan | None]
 ) -> Flow[None]:
@@ -158,7 +169,7 @@ def _registered(
     try:
         state.flights.place(flight.id, plan, wait=False)
     except Busy:
-        yield Aside(lambda: state.flights.place(flight.id, plan))
+        yield Aside(partial(_place_unless_left, state, flight, plan))
 
 
 class _Finding:

@@ -6,6 +6,7 @@ when it passes all of it:
 - separate connect / first-byte / idle / total limits, each reported as its own `TransportError.stage`;
 - closing or abandoning an exchange, or cancelling a task that waits for it, closes the upstream connection
   within 0.2 s;
+- a thread that waits for a response's head is woken by what it told `running.let_cut`;
 - connections are pooled, TCP_NODELAY is set, redirects are not followed, proxies and CA files come from the
   environment;
 - it works after `fork`, from many threads, and in one `asyncio.run` after another;

@@ -14,6 +14,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 from http import client
 from typing import Any
 
@@ -32,6 +33,7 @@ from maxwell.calls.network import (
     failure,
     lower_names,
 )
+from maxwell.calls.running import let_cut
 from maxwell.types import HTTPRequest
 
 # Every way in which an exchange fails; ValueError for a name too long to be looked up.
@@ -127,6 +129,7 @@ class Urllib3Transport:
         connection.clock = clock
         source = connection.sock
         clock.start("first_byte", clock.limits.first_byte)
+        let_cut(partial(_shut_down, connection, source))  # by another thread, which must not close it
         try:
             connection.timeout = clock.left()
             response = connection.ask(request, target)
@@ -353,11 +356,16 @@ def _connection(server: Server, network: Network) -> _Connection:
     return connection
 
 
-def _cut(connection: _Connection, source: socket.socket) -> None:
-    """Close the connection so that the server notices at once."""
+def _shut_down(connection: _Connection, source: socket.socket) -> None:
+    """Let the server, and whoever waits for it here, notice at once that it is over."""
     with contextlib.suppress(OSError, AttributeError):  # TLS within TLS cannot be shut down, only closed
         # Closing alone says nothing while a forked child has a copy; and a child must not cut its parent.
         if connection.process == os.getpid():
             source.shutdown(socket.SHUT_RDWR)
+
+
+def _cut(connection: _Connection, source: socket.socket) -> None:
+    """Close the connection so that the server notices at once."""
+    _shut_down(connection, source)
     with contextlib.suppress(OSError):
         connection.close()

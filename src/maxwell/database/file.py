@@ -174,6 +174,7 @@ class Database:
             self.flush()
             for work in self.before_close:
                 work()
+            self.flush()
         except LedgerError as error:
             if not self.schema.disposable:
                 raise

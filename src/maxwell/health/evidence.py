@@ -11,6 +11,7 @@ from maxwell.breaker import CLOSED, Breaker, newer, phase, succeeded
 from maxwell.types import BackendName, HealthState, ServedModel
 
 FRESH_SECONDS = 30.0
+CLOCK_SLACK = 5.0  # seconds; another thread may have found something out after this one asked for the time
 USABLE_SECONDS = 90.0
 LOADING_FRESH_SECONDS = 2.0  # a loading server may be ready any moment
 # So long a failed health check does not count against a call that succeeded: a server may well be slow to
@@ -107,7 +108,7 @@ def current(health: Health, now: float) -> Health:
 
 def is_usable(health: Health, now: float) -> bool:
     """Whether it still says anything. One from the future was written before the clock was set back."""
-    if now < health.at:
+    if now < health.at - CLOCK_SLACK:
         return False
     if now - health.at <= USABLE_SECONDS or (health.until is not None and now < health.until):
         return True
@@ -119,7 +120,7 @@ def is_fresh(health: Health, now: float) -> bool:
     if health.state == "down" and health.at < (health.breaker.until or 0.0) <= now:
         return False  # nothing but a probe can tell that the box was started again
     limit = LOADING_FRESH_SECONDS if health.state == "loading" else FRESH_SECONDS
-    return 0 <= now - health.at <= limit
+    return -CLOCK_SLACK <= now - health.at <= limit
 
 
 def merged(own: Health | None, shared: Health | None, now: float) -> Health | None:
