@@ -75,8 +75,9 @@ class _Silence:
 
     def left(self) -> float | None:
         """Seconds that the next piece may take; None = the usual. Raises TransportError when none is left."""
-        if self._reply.last is not self._last:
-            self._last, self._since = self._reply.last, self._now()
+        last = self._reply.last
+        if last is not None and last is not self._last:
+            self._last = self._since = last
             return None
         before = not self._reply.has_content
         longest = self._longest if before and self._longest is not None else IDLE_SECONDS
@@ -92,8 +93,9 @@ def _read_stream(
     """Server-sent events until `[DONE]`, an error frame or the end of the body."""
     parser = SSEParser()
     silence = _Silence(reply, now, longest)
+    pull = Pull(exchange)
     try:
-        while piece := (yield Pull(exchange, silence.left())):
+        while piece := (yield pull if (left := silence.left()) is None else Pull(exchange, left)):
             for data in parser.feed(piece):
                 if data == DONE:
                     yield from _drain(exchange)
