@@ -3,7 +3,7 @@
 The servers are `maxwell.testing.FakeServer`s over loopback HTTP, each in a process of its own, with 1, 4, 8
 and 8 slots that generate 25, 50, 100 and 150 tokens a second and read 400, 1500, 4000 and 6000. What
 exceeds the slots waits, first come, first served. Prompts have LogNormal(600, 1.0) tokens, replies
-LogNormal(200, 0.9). Time runs ten times faster than those figures say. How long a reply will be stands in
+LogNormal(200, 0.9). Time runs six times faster than those figures say. How long a reply will be stands in
 the prompt, for the server alone: no policy makes use of it but the first, which is what could be had at
 best.
 
@@ -37,7 +37,7 @@ from typing import Any
 
 from tables import options, ratio, show
 
-SCALE = 10.0
+SCALE = 6.0
 REQUESTS, QUICK_REQUESTS = 600, 100
 HANDED_OVER_SECONDS = 20.0  # when a policy that decides everything at once is cut
 MOST_SECONDS = 60.0  # when any other is

@@ -160,6 +160,9 @@ def _default_ledger(home: Path, clock: Clock) -> SQLiteLedger:
     return ledger
 
 
+LIVE_SECONDS = 0.5  # how long evidence is waited for that another process keeps locked
+
+
 class _Live:
     """What all processes of a user know of the moment: who is at which server, and how fast these are.
 
@@ -173,7 +176,7 @@ class _Live:
         from maxwell.database.schema import LIVE
         from maxwell.flights.sqlite import SQLiteFlights
 
-        self.database = Database(home, LIVE)
+        self.database = Database(home, LIVE, patience=LIVE_SECONDS)
         self.flights = SQLiteFlights(self.database, clock)
         self.speeds = SpeedBook(self.database, clock)
 

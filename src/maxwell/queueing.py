@@ -12,6 +12,7 @@ from collections.abc import Sequence
 FRESH_COUNT_SECONDS = 0.25  # a count of a server's requests that is older may not be taken at its word
 OLD_COUNT_SECONDS = 60.0  # and one older than this says nothing
 OVERRUN_FACTOR = 2.0  # requests that take so many times longer than expected: the server has become slow
+MOST_SLOWDOWN = 5.0  # beyond that the speeds learned from what ends there tell more
 MOST_DISPATCHERS = 64
 OCCUPANCY_FACTOR = 1.5
 
@@ -52,7 +53,7 @@ def remaining(expected: float, elapsed: float) -> float:
 
 def slowdown(overrun: float) -> float:
     """How much slower a server has become, by the median of elapsed / expected seconds of what runs there."""
-    return overrun if overrun > OVERRUN_FACTOR else 1.0
+    return min(overrun, MOST_SLOWDOWN) if overrun > OVERRUN_FACTOR else 1.0
 
 
 def stale_count(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calling import Calls, assert_idle, chats, entry, free_port, make_registry
+from calling import Calls, assert_idle, assert_no_threads, chats, entry, free_port, make_registry
 from processes import can_fork, ended, fork
 
 from maxwell.errors import BackendError, CallTimeout, StatusError
@@ -136,6 +136,40 @@ def test_cancelling_at_any_moment_leaves_nothing(fake_server: FakeServers, tmp_p
     asyncio.run(main())
     assert_idle(server, other)
     assert server.max_in_flight <= 2 + 60  # a server hears of a cut a moment later
+
+
+@pytest.mark.parametrize("taken", [0, 1, 7])
+def test_a_map_left_early_leaves_nothing(fake_server: FakeServers, tmp_path: Path, taken: int) -> None:
+    servers = [fake_server(slots=2, reply=["word "] * 20, tokens_per_sec=100) for _ in range(2)]
+    calls = Calls(tmp_path, *(entry(server, f"llm-{i}") for i, server in enumerate(servers)))
+    with calls.pool() as pool:
+        with pool.map([f"Hello {i}" for i in range(40)], ordered=False) as results:
+            for _ in range(taken):
+                assert next(results).error is None
+        assert_landed(pool)
+    assert_idle(*servers)
+    assert_no_threads()
+    assert sum(len(chats(server)) for server in servers) < 40
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.35])
+def test_a_cancelled_map_leaves_nothing(fake_server: FakeServers, tmp_path: Path, seconds: float) -> None:
+    servers = [fake_server(slots=2, reply=["word "] * 20, tokens_per_sec=100) for _ in range(2)]
+    calls = Calls(tmp_path, *(entry(server, f"llm-{i}") for i, server in enumerate(servers)))
+
+    async def main() -> None:
+        async with calls.async_pool() as pool:
+
+            async def work() -> None:
+                async for result in pool.map([f"Hello {i}" for i in range(40)]):
+                    assert result.error is None
+
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(work(), seconds)
+            assert_landed(pool)
+
+    asyncio.run(main())
+    assert_idle(*servers)
 
 
 @contextlib.contextmanager

@@ -127,6 +127,14 @@ def test_predicted_reading_is_shorter_where_it_was_read(servers: list[FakeServer
         assert gained["b"] - gained["a"] == pytest.approx(-reading, abs=0.3)
 
 
+def test_what_is_new_has_to_be_read_all_the_same(servers: list[FakeServer], tmp_path: Path) -> None:
+    with pool_of(servers[:2], tmp_path) as pool:
+        pool.get_lm("b").generate(HISTORY)
+        third, whole = pool.explain("b", prompt=HISTORY * 3), pool.explain("b", prompt="A" + HISTORY * 3)
+        saved = whole.ranked[0].seconds - third.ranked[0].seconds
+        assert saved == pytest.approx(whole.ranked[0].prompt_tokens / PREFILL / 3, rel=0.1)
+
+
 # --- leaving
 
 

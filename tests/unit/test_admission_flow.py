@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from maxwell.calls.admission import Flight, Place, Wish, admit, admit_embedding
 from maxwell.calls.effects import Aside, Flow, Gather, Sleep
@@ -489,6 +491,71 @@ def test_without_a_retry_left_a_full_one_is_waited_for() -> None:
     assert call.is_held
     pool.flights.leave(busy)
     assert taken_by(call) == "one"
+
+
+# --- however calls come and go
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    slots=st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    doings=st.lists(
+        st.tuples(st.sampled_from(["come", "come", "look", "end", "cancel", "wait"]), st.integers(0, 99)),
+        max_size=60,
+    ),
+)
+def test_slots_are_kept_to_and_used_and_all_are_served(
+    slots: list[int], doings: list[tuple[str, int]]
+) -> None:
+    names = [f"box{number}" for number in range(len(slots))]
+    pool = Pool(*(llm(name, 100 - 5 * i, slots[i]) for i, name in enumerate(names)))
+    coming: list[Call] = []
+    running: list[Call] = []
+
+    def look(call: Call) -> None:
+        call.run(at_most=1)
+        if call.is_over:
+            coming.remove(call)
+            running.append(call)
+
+    def end(calls: list[Call], number: int) -> None:
+        if calls:
+            calls.pop(number % len(calls)).leave()
+
+    def check() -> None:
+        loads = [pool.load(name) for name in names]
+        assert all(load.running <= most for load, most in zip(loads, slots, strict=True))
+        assert sum(load.running for load in loads) == len(running)
+        assert sum(load.waiting for load in loads) == len(coming)
+
+    for doing, number in doings:
+        if doing == "come":
+            coming.append(pool.call(names[number % len(names)]))
+            look(coming[-1])
+        elif doing == "look" and coming:
+            look(coming[number % len(coming)])
+        elif doing == "end":
+            end(running, number)
+        elif doing == "cancel":
+            end(coming, number)
+        else:
+            pool.clock.advance(number / 100)
+        for name in names:
+            pool.tell(name)
+        check()
+    for _ in range(4 * len(coming) + 1):
+        for call in coming:
+            look(call)
+        idle = sum(slots) - len(running)
+        assert not (idle and coming), "a call is held though everybody has looked and a slot is free"
+        end(running, 0)
+        check()
+        for name in names:
+            pool.tell(name)
+    assert coming == []
+    for call in running:
+        call.leave()
+    assert pool.flights.loads() == {}
 
 
 # --- deadlines

@@ -32,7 +32,7 @@ from maxwell.types import HealthState
 # A held call looks again after this share of its predicted wait, within these bounds in seconds; one that is
 # not among the next to go, later.
 LOOK_SHARE, LOOK_LEAST, LOOK_MOST = 0.05, 0.005, 0.25
-LATER = 4.0
+LATER_SHARE, LATER_MOST = 0.25, 5.0
 BATCH_SECONDS = 1.0  # that a batch of texts to embed is expected to take
 USUALLY = 10.0  # seconds that a call is expected to take where nothing is known of its size
 
@@ -117,7 +117,7 @@ def admit(state: PoolState, flight: Flight, wish: Wish, record: Record) -> Flow[
     decision = _told(found.held_for, found.decision, chosen)
     if decision is not None:
         record.decided(decision)
-    state.outside.sent(chosen.endpoint.root)
+    state.outside.sent(chosen.endpoint.root, state.clock.time())
     return Place(
         entry=chosen,
         candidate=found.candidate,
@@ -221,7 +221,7 @@ class _Finding:
         """Seconds until a held call looks again."""
         c = self.candidate
         is_next = c.state in PASSING or c.slots is None or c.ahead < 2 * c.slots
-        return _pause(self.wait) if is_next else LATER * _pause(self.wait)
+        return _pause(self.wait) if is_next else min(LATER_SHARE * self.wait, LATER_MOST)
 
     def plan(self, loads: Mapping[str, Load]) -> Plan | None:
         """Choose with these loads; see `Flights.place`."""

@@ -32,7 +32,9 @@ LEARNED = 5  # observations
 # Where another one could answer, so much of the time left is given to the first content, or so many
 # times what is expected.
 SHARE_OF_TIME, SHARE_FACTOR = 0.5, 2.0
-IMPATIENT = 5.0  # seconds; a caller who does not wait so long learns nothing of a server that is silent
+# Seconds; a caller who does not wait so long learns nothing of a server that is silent: where it is known how
+# soon its first word usually comes, and where it is not.
+IMPATIENT, UNLEARNED = 0.5, 5.0
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,26 +157,29 @@ class Patience(msgspec.Struct, frozen=True):
         seconds: So long.
         own: Whether that is Maxwell's own measure; else the caller has no more time.
         expected: How long it is expected to be, in seconds.
+        is_learned: Whether that rests on observations.
     """
 
     seconds: float
     own: bool
     expected: float
+    is_learned: bool
 
 
 def _patience(state: PoolState, place: Place, prompt_tokens: int, task: Task, now: float) -> Patience:
     candidate = place.candidate
     speeds = state.speeds_of(place.entry)
     is_learned = speeds is not None and speeds.seen.overhead >= LEARNED
-    expected = candidate.overhead + candidate.ready_in + prompt_tokens / candidate.prefill
+    waking = candidate.ready_in if candidate.state == "asleep" else 0.0
+    expected = candidate.overhead + waking + prompt_tokens / candidate.prefill
     least = LEAST_SILENCE if is_learned else LEAST_SILENCE_UNLEARNED
     seconds = max(least, SILENCE_FACTOR * candidate.slowdown * expected)
     if task.deadline is None:
-        return Patience(seconds, True, expected)
+        return Patience(seconds, True, expected, is_learned)
     left = max(task.deadline - now, 0.001)
     if task.shares_time:
         left = min(max(SHARE_OF_TIME * left, SHARE_FACTOR * expected), left)
-    return Patience(min(seconds, left), seconds <= left, expected)
+    return Patience(min(seconds, left), seconds <= left, expected, is_learned)
 
 
 def _limits(state: PoolState, spec: LLMSpec, deadline: float | None, patience: Patience) -> Limits:
@@ -205,7 +210,7 @@ def _note_silence(  # noqa: PLR0913 - everything that is known of one failure
         note(state, entry, failure, task.record, at_once=True)
     elif isinstance(failure, StreamBroken):
         return  # it was writing when the caller's time ran out
-    elif elapsed > max(SILENCE_FACTOR * patience.expected, IMPATIENT):
+    elif elapsed > max(SILENCE_FACTOR * patience.expected, IMPATIENT if patience.is_learned else UNLEARNED):
         note(state, entry, failure, task.record)
 
 

@@ -19,6 +19,7 @@ from maxwell.errors import (
     AllAttemptsFailed,
     BackendError,
     BudgetExceeded,
+    CallTimeout,
     Fault,
     LedgerError,
     StreamBroken,
@@ -86,7 +87,11 @@ def _chat(state: PoolState, call: Call, record: Record) -> Flow[Completion]:
     wish: Wish | None = course.wish([[first]] if call.pinned else [state.llms], bound=first)
     while wish is not None:
         with Flight(state) as flight:
-            place = yield from admit(state, flight, wish, record)
+            try:
+                place = yield from admit(state, flight, wish, record)
+            except CallTimeout as error:  # it was held until its time was over
+                course.failed.append(error)
+                break
             if place is None:
                 wish = yield from course.again()
                 continue

@@ -14,6 +14,8 @@ from maxwell.registry.endpoints import api_key, key_problem, root
 from maxwell.registry.specs import LLMSpec, Registry, Spec
 from maxwell.speed import Learned, Speeds, speeds_of
 
+SPEEDS_SECONDS = 30.0  # what to expect is reckoned anew this often, though nothing was learned
+
 
 class Entry:
     """One declared LLM or embedding in use: its spec, where it lives, how it is spoken to.
@@ -50,7 +52,8 @@ class Entry:
         self._declared = get_backend(spec.backend or "openai")
         # What was known and how the scheduler saw it, replaced as one so that threads never mix two.
         self._latest: tuple[Health | None, Speeds | None, Candidate] | None = None
-        self._speeds: tuple[Learned | None, Learned | None, str, Speeds | None] = (None, None, "", None)
+        self._speeds: tuple[Learned | None, Learned | None, str, float, Speeds | None]
+        self._speeds = (None, None, "", 0.0, None)
 
     def backend(self, health: Health | None = None) -> Backend:
         """How to speak to it; an entry that names no backend is spoken to as what its server says it is."""
@@ -99,15 +102,18 @@ class Entry:
         family = self.spec.backend or ("" if health is None else health.family)
         return family in ("llamacpp", "vllm") or self.slots(health) is not None
 
-    def speeds(self, learned: Learned | None, usual: Learned | None, task: str = "") -> Speeds | None:
-        """What to expect of it by what was learned of it and of all entries; None = nothing was."""
+    def speeds(
+        self, learned: Learned | None, usual: Learned | None, now: float, task: str = ""
+    ) -> Speeds | None:
+        """What to expect of it at `now` by what was learned of it and of all entries; None = nothing was."""
         if not isinstance(self.spec, LLMSpec) or (learned is None and usual is None):
             return None
         known = self._speeds
-        if known[0] is not learned or known[1] is not usual or known[2] != task:
-            speeds = speeds_of(learned or Learned(), self.spec, task, usual)
-            self._speeds = known = (learned, usual, task, speeds)
-        return known[3]
+        is_old = not 0.0 <= now - known[3] <= SPEEDS_SECONDS
+        if known[0] is not learned or known[1] is not usual or known[2] != task or is_old:
+            speeds = speeds_of(learned or Learned(), self.spec, task, usual, now)
+            self._speeds = known = (learned, usual, task, now, speeds)
+        return known[4]
 
     def load_to_learn(self, health: Health | None) -> float | None:
         """Seconds that its server took to load, as health checks saw it; None = nothing new. Told once.

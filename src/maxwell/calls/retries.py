@@ -6,7 +6,9 @@ call becomes three, and a server in trouble gets more work than one that is well
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from pathlib import Path
 
 from maxwell.clock import Clock, SystemClock
@@ -41,6 +43,18 @@ def backoff(asked: int, draw: float) -> float:
     return draw * min(BACKOFF * 2.0 ** (asked - 1), MOST_BACKOFF)
 
 
+_all: weakref.WeakSet[RetryBudget] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    for budget in _all:
+        budget.start_afresh()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
+
+
 class RetryBudget:
     """A bucket of retries, filled by calls and by time. Safe from any thread.
 
@@ -52,6 +66,11 @@ class RetryBudget:
         self._clock = clock
         self._saved = MOST_SAVED
         self._at = clock.monotonic()
+        self._lock = threading.Lock()
+        _all.add(self)
+
+    def start_afresh(self) -> None:
+        """In a forked child: the lock may be a thread's that is not there."""
         self._lock = threading.Lock()
 
     @property

@@ -180,9 +180,10 @@ class PoolState:
         """One LLM entry as it is, whoever else is at its server and whatever its budget has left."""
         return entry.refresh(self.known(entry), self.speeds_of(entry))
 
-    def speeds_of(self, entry: Entry, task: str = "") -> Speeds | None:
+    def speeds_of(self, entry: Entry, task: str = "", now: float | None = None) -> Speeds | None:
         """What was learned of the entry; None = nothing."""
-        return entry.speeds(self.speeds.learned(entry.learned_as), self.speeds.learned(USUAL), task)
+        now = self.clock.time() if now is None else now
+        return entry.speeds(self.speeds.learned(entry.learned_as), self.speeds.learned(USUAL), now, task)
 
     def teach(self, entry: Entry, sample: Sample) -> None:
         """Keep what a call taught of its entry, and of the size of calls."""
@@ -215,7 +216,7 @@ class PoolState:
 
     def _candidate(self, entry: Entry, loads: Mapping[str, Load], task: str, now: float) -> Candidate:
         health = self.health.get(entry.endpoint, now)
-        speeds = self.speeds_of(entry, task)
+        speeds = self.speeds_of(entry, task, now)
         candidate = entry.refresh(health, speeds)
         if health is None:
             return candidate

@@ -38,7 +38,7 @@ from maxwell.types import HealthState
 # A call's success renews the state in memory at once, on disk at most this often.
 REWRITE_SECONDS = 10.0
 # Assumed pause after a 429 without Retry-After; doubled each time that it proves too short.
-RATE_LIMIT_SECONDS, MOST_RATE_LIMIT_SECONDS = 5.0, 60.0
+RATE_LIMIT_SECONDS, MOST_RATE_LIMIT_SECONDS = 5.0, 15.0
 LOOK_SECONDS = 0.2  # between two looks for what other processes found out
 TICK_SECONDS = 0.1  # file systems tell times no finer than this
 

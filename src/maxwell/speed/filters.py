@@ -22,6 +22,9 @@ PRIOR_FACTOR = 4.0  # standard deviation of the seconds a token, in what is assu
 LEAST_OVERHEAD = 0.01  # seconds; drift is a share of at least this
 LEAST_SHARE = 0.02  # of the time to a first token is spent reading, however short the prompt
 
+USUAL_GAIN = 0.03  # of each observation, in what is usual
+FADE_SECONDS = 300.0  # in which what is worse than usual has come two thirds of the way back, unobserved
+
 MEMORY = 0.98  # what an earlier observation of a mean counts, one call later
 PRIOR_CALLS = 8.0  # what is assumed of a mean counts as so many observations
 
@@ -42,6 +45,7 @@ class Rate(Struct, frozen=True, gc=False):
         strange: How many observations in a row were far off; negative where they were lower.
         nearest: How far off the nearest of these was.
         seen: Number of observations.
+        usual: What the logarithm has been for long; None = not observed.
     """
 
     log: Log
@@ -50,11 +54,26 @@ class Rate(Struct, frozen=True, gc=False):
     strange: int = 0
     nearest: Amount = 0.0
     seen: Count = 0
+    usual: Log | None = None
 
     @property
     def value(self) -> float:
-        """The quantity."""
+        """The quantity, when it was last observed."""
         return math.exp(self.log)
+
+    def believed(self, now: float | None, *, high_is_good: bool) -> float:
+        """The quantity at `now`; None = when it was last observed.
+
+        Nobody asks a server that became slow, so nobody would learn that it is well again: what is worse than
+        usual fades to what is usual while nothing is observed.
+        """
+        if now is None or self.usual is None:
+            return self.value
+        worse = self.usual - self.log if high_is_good else self.log - self.usual
+        if worse <= 0.0:
+            return self.value
+        better = worse * _faded(self.at, now)
+        return math.exp(self.log + better if high_is_good else self.log - better)
 
 
 def observed(rate: Rate, value: float, noise: float, now: float, *, at_most: bool = False) -> Rate:
@@ -76,7 +95,8 @@ def observed(rate: Rate, value: float, noise: float, now: float, *, at_most: boo
         variance, strange, off = PRIOR, 0, _between(off, MOST_NEWS * nearest)
     sigma, gain = math.sqrt(variance + noise), variance / (variance + noise)
     log = rate.log + gain * _between(off, MOST_SIGMAS * sigma)
-    return Rate(log, (1.0 - gain) * variance, max(now, rate.at), strange, nearest, rate.seen + 1)
+    usual = _usual(rate.log if rate.usual is None else rate.usual, log, rate.seen)
+    return Rate(log, (1.0 - gain) * variance, max(now, rate.at), strange, nearest, rate.seen + 1, usual)
 
 
 class Arrivals(Struct, frozen=True, gc=False):
@@ -98,6 +118,8 @@ class Arrivals(Struct, frozen=True, gc=False):
         nearest: How far off the nearest of these was, as a logarithm.
         seen: Number of observations.
         read: How many of them were spent mostly reading.
+        usual_overhead: What the overhead has been for long; None = not observed.
+        usual_per_token: The same of the seconds a token.
     """
 
     overhead: Amount
@@ -110,6 +132,18 @@ class Arrivals(Struct, frozen=True, gc=False):
     nearest: Amount = 0.0
     seen: Count = 0
     read: Count = 0
+    usual_overhead: Amount | None = None
+    usual_per_token: Positive | None = None
+
+    def believed(self, now: float | None) -> tuple[float, float]:
+        """Overhead and seconds a token at `now`, as `Rate.believed` has it; None = when last observed."""
+        if now is None or self.usual_overhead is None or self.usual_per_token is None:
+            return self.overhead, self.per_token
+        faded = _faded(self.at, now)
+        return (
+            self.overhead - faded * max(self.overhead - self.usual_overhead, 0.0),
+            self.per_token - faded * max(self.per_token - self.usual_per_token, 0.0),
+        )
 
     def seconds(self, tokens: float) -> float:
         """Expected time to the first token after so many tokens to read."""
@@ -142,7 +176,10 @@ def arrived(before: Arrivals, tokens: float, seconds: float, now: float) -> Arri
     c -= to * tx / spread
     o, x = _possible(before, tokens, seconds, (o, x), (c / vo, c / vx))
     read = before.read + (2.0 * tokens * x > seconds)
-    return Arrivals(o, x, vo, vx, c, max(now, before.at), strange, nearest, before.seen + 1, read)
+    before_o = before.overhead if before.usual_overhead is None else before.usual_overhead
+    before_x = before.per_token if before.usual_per_token is None else before.usual_per_token
+    usual = _usual(before_o, o, before.seen), _usual(before_x, x, before.seen)
+    return Arrivals(o, x, vo, vx, c, max(now, before.at), strange, nearest, before.seen + 1, read, *usual)
 
 
 def _prior(overhead: float, per_token: float) -> tuple[float, float]:
@@ -204,6 +241,16 @@ class Mean(Struct, frozen=True, gc=False):
     def shrunk(self, assumed: float, calls: float = PRIOR_CALLS) -> float:
         """The mean, drawn to what was assumed, as long as few observations stand against so many `calls`."""
         return (calls * assumed + self.seen * self.mean) / (calls + self.seen)
+
+
+def _usual(usual: float, value: float, seen: int) -> float:
+    """A slow mean: of few observations the plain one, later one of some thirty."""
+    return usual + max(USUAL_GAIN, 1.0 / (seen + 1)) * (value - usual)
+
+
+def _faded(at: float, now: float) -> float:
+    """How much of the way back to what is usual, since the last observation; 0 to 1."""
+    return 1.0 - math.exp(-max(now - at, 0.0) / FADE_SECONDS)
 
 
 def _drift(at: float, now: float) -> float:

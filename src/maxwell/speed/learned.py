@@ -130,7 +130,13 @@ class Speeds(Struct, frozen=True, kw_only=True):
     seen: Seen
 
 
-def speeds_of(learned: Learned, spec: LLMSpec, key: str = "", usual: Learned | None = None) -> Speeds:
+def speeds_of(
+    learned: Learned,
+    spec: LLMSpec,
+    key: str = "",
+    usual: Learned | None = None,
+    now: float | None = None,
+) -> Speeds:
     """What to expect of `spec`: as observed, where it was, else as declared or assumed.
 
     Args:
@@ -138,8 +144,11 @@ def speeds_of(learned: Learned, spec: LLMSpec, key: str = "", usual: Learned | N
         spec: The entry.
         key: What kind of task the length of a reply is wanted for; "" = any.
         usual: What calls of all entries together taught of sizes; None = not known.
+        now: For when, in seconds since the epoch: what is worse than usual is believed for some minutes only;
+            None = for when it was last observed.
     """
-    speed, prefill, overhead = _speed(learned, spec), _prefill(learned, spec), _overhead(learned) or 0.0
+    speed, prefill = _speed(learned, spec, now), _prefill(learned, spec, now)
+    overhead = _overhead(learned, now) or 0.0
     prompt, reply = _usual_sizes(learned, spec, usual)
     return Speeds(
         speed=speed,
@@ -255,8 +264,10 @@ _decode = msgspec.json.Decoder(Learned).decode
 # --- what is believed at present
 
 
-def _speed(learned: Learned, spec: LLMSpec) -> float:
-    return spec.capabilities.speed_tokens_per_sec if learned.generation is None else learned.generation.value
+def _speed(learned: Learned, spec: LLMSpec, now: float | None = None) -> float:
+    if learned.generation is None:
+        return spec.capabilities.speed_tokens_per_sec
+    return learned.generation.believed(now, high_is_good=True)
 
 
 def _is_told(learned: Learned) -> bool:
@@ -266,18 +277,18 @@ def _is_told(learned: Learned) -> bool:
     return bool(told) and (arrivals is None or arrivals.at <= max(told))
 
 
-def _prefill(learned: Learned, spec: LLMSpec) -> float:
+def _prefill(learned: Learned, spec: LLMSpec, now: float | None = None) -> float:
     if learned.prefill is not None and _is_told(learned):
-        return learned.prefill.value
+        return learned.prefill.believed(now, high_is_good=True)
     if learned.arrivals is not None:
-        return 1.0 / learned.arrivals.per_token
-    return spec.capabilities.prefill_tokens_per_sec or PREFILL_FACTOR * _speed(learned, spec)
+        return 1.0 / learned.arrivals.believed(now)[1]
+    return spec.capabilities.prefill_tokens_per_sec or PREFILL_FACTOR * _speed(learned, spec, now)
 
 
-def _overhead(learned: Learned) -> float | None:
+def _overhead(learned: Learned, now: float | None = None) -> float | None:
     if _is_told(learned):
-        return None if learned.overhead is None else learned.overhead.value
-    return None if learned.arrivals is None else learned.arrivals.overhead
+        return None if learned.overhead is None else learned.overhead.believed(now, high_is_good=False)
+    return None if learned.arrivals is None else learned.arrivals.believed(now)[0]
 
 
 def _first_token(learned: Learned, spec: LLMSpec, fresh: float) -> float:
