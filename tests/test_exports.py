@@ -26,6 +26,7 @@ TWINS = [
     (maxwell.LLM, maxwell.AsyncLLM),
     (maxwell.Embedding, maxwell.AsyncEmbedding),
     (maxwell.TextStream, maxwell.AsyncTextStream),
+    (maxwell.MapResults, maxwell.AsyncMapResults),
 ]
 # The async protocol has its own names for these.
 RENAMED = {"aclose": "close"}

@@ -16,7 +16,7 @@ FLOORS = [
     ["__init__"],  # the package's own names, each loaded at first use
     ["lm_pool"],
     ["pools"],
-    ["handles", "maps"],
+    ["handles", "maps", "homes"],
     ["calls"],
     ["receipts"],
     ["explain", "requirements"],

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         get_embedding,
         get_lm,
     )
+    from maxwell.maps import AsyncMapResults, Mapped, MapResults
     from maxwell.types import Completion, Timings, ToolCall, Usage
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "AsyncEmbedding",
     "AsyncLLM",
     "AsyncLLMPool",
+    "AsyncMapResults",
     "AsyncTextStream",
     "BackendError",
     "BudgetExceeded",
@@ -63,6 +65,8 @@ __all__ = [
     "InputTooLong",
     "LLMPool",
     "LedgerError",
+    "MapResults",
+    "Mapped",
     "MaxwellError",
     "NoEligibleLM",
     "RegistryError",
@@ -90,6 +94,7 @@ _HOMES = {
         "get_embedding",
         "get_lm",
     ),
+    "maps": ("AsyncMapResults", "MapResults", "Mapped"),
     "types": ("Completion", "Timings", "ToolCall", "Usage"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

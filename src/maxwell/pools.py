@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
@@ -25,7 +24,7 @@ from maxwell.errors import LedgerError
 from maxwell.explain import ways_out
 from maxwell.handles import LLM, AsyncEmbedding, AsyncLLM, Embedding
 from maxwell.health import HealthBook
-from maxwell.learning import SpeedBook
+from maxwell.homes import shared_ledger, shared_live
 from maxwell.ledger import Ledger, Used
 from maxwell.maps import AsyncMapResults, Item, MapOptions, MapResults, Progress, planned
 from maxwell.receipts.book import ReceiptBook
@@ -38,7 +37,6 @@ from maxwell.types import Requirements
 
 if TYPE_CHECKING:
     from maxwell.calls.transport import AsyncTransport, SyncTransport
-    from maxwell.ledger.sqlite import SQLiteLedger
 
 __all__ = ["AsyncLLMPool", "LLMPool", "shared_pool"]
 
@@ -73,9 +71,9 @@ class _Pool:
             log_content = environ.get("MAXWELL_LOG_CONTENT") == "1"
         database = None
         if ledger is None:
-            ledger = _default_ledger(home, clock)
+            ledger = shared_ledger(home, clock)
             database = ledger.database
-        self._live = live = _shared_live(home, clock)
+        self._live = live = shared_live(home, clock)
         self._state = PoolState(
             registry,
             health=HealthBook(home / "health", clock),
@@ -143,54 +141,6 @@ class _Pool:
 
     def _choose(self, name: str | None, needs: Requirements) -> Flow[Decision]:
         return choose(self._state, request(needs), name=name, prompt=needs.prompt)
-
-
-# The ledgers of this process's pools, by home: pools of one home share one, and see what each other books.
-_ledgers: weakref.WeakValueDictionary[Path, SQLiteLedger] = weakref.WeakValueDictionary()
-
-
-def _default_ledger(home: Path, clock: Clock) -> SQLiteLedger:
-    from maxwell.ledger.sqlite import SQLiteLedger
-
-    if not isinstance(clock, SystemClock):
-        return SQLiteLedger(home, clock)
-    ledger = _ledgers.get(home)
-    if ledger is None:
-        _ledgers[home] = ledger = SQLiteLedger(home, clock)
-    return ledger
-
-
-LIVE_SECONDS = 0.5  # how long evidence is waited for that another process keeps locked
-
-
-class _Live:
-    """What all processes of a user know of the moment: who is at which server, and how fast these are.
-
-    Args:
-        home: The user's Maxwell directory.
-        clock: Tells the time.
-    """
-
-    def __init__(self, home: Path, clock: Clock) -> None:
-        from maxwell.database.file import Database
-        from maxwell.database.schema import LIVE
-        from maxwell.flights.sqlite import SQLiteFlights
-
-        self.database = Database(home, LIVE, patience=LIVE_SECONDS)
-        self.flights = SQLiteFlights(self.database, clock)
-        self.speeds = SpeedBook(self.database, clock)
-
-
-_lives: weakref.WeakValueDictionary[Path, _Live] = weakref.WeakValueDictionary()
-
-
-def _shared_live(home: Path, clock: Clock) -> _Live:
-    if not isinstance(clock, SystemClock):
-        return _Live(home, clock)
-    live = _lives.get(home)
-    if live is None:
-        _lives[home] = live = _Live(home, clock)
-    return live
 
 
 def _secrets(registry: Registry, environ: Mapping[str, str]) -> set[str]:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,19 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calling import Calls, assert_idle, chats, entry, make_registry
+from calling import assert_idle, chats, entry, make_registry
+from places import SOON, OwnClock, Worker, assert_landed, calls_to, is_held, occupied, until
 
-from maxwell.clock import Clock, SystemClock
+from maxwell.clock import SystemClock
 from maxwell.errors import AllAttemptsFailed, BackendError, CallTimeout, MaxwellError, StatusError
 from maxwell.lm_pool import LLMPool
 from maxwell.receipts import Receipt
 from maxwell.receipts.book import ReceiptBook
-from maxwell.testing import FakeClock, FakeServer, faults
+from maxwell.testing import FakeServer, faults
 from maxwell.testing.fixtures import FakeServers, WriteRegistry
-from maxwell.types import BackendName
 
 NEVER = float("inf")
-SOON = 10.0  # seconds; how long something that must happen may take before a test gives up
 LATE = 1.5  # seconds that a call may end after its deadline on a busy machine
 FAST, SLOW = "From the fast one.", "From the slow one."
 CROWD = 400  # calls
@@ -39,50 +35,6 @@ PRICE = 0.005  # US dollars per 1000 tokens
 def threads() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(32) as made:
         yield made
-
-
-class OwnClock:
-    """The machine's time; a pool with a clock of its own has a retry budget of its own, too."""
-
-    def time(self) -> float:
-        return time.time()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-
-def calls_to(home: Path, *entries: dict[str, Any], clock: Clock | None = None) -> Calls:
-    return Calls(home, *entries, clock=clock or OwnClock())
-
-
-@contextlib.contextmanager
-def occupied(pool: LLMPool, name: str, server: FakeServer, times: int = 1) -> Iterator[None]:
-    """Streams that hold so many slots of `name` until the block is left. The server must be slow."""
-    with contextlib.ExitStack() as streams:
-        before = server.in_flight
-        for _ in range(times):
-            next(streams.enter_context(pool.get_lm(name).stream("Tell me a long story.")))
-        assert server.in_flight == before + times
-        yield
-
-
-def until(true: Callable[[], bool], what: str, seconds: float = SOON) -> None:
-    """Wait until it becomes true."""
-    tick, end = threading.Event(), time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, what
-        tick.wait(0.005)
-
-
-def is_held(pool: LLMPool) -> bool:
-    """Whether a call of this user is held back."""
-    return any(load.waiting for load in pool._state.flights.loads().values())
-
-
-def assert_landed(pool: LLMPool) -> None:
-    """Nothing is under way, and nothing reserved."""
-    until(lambda: not pool._state.flights.loads(), "a call is still counted as under way")
-    assert list(pool.ledger.holds()) == []
 
 
 def last_receipt(pool: LLMPool) -> Receipt:
@@ -194,55 +146,12 @@ print(" ".join(names))
 """
 
 
-class Worker:
-    """A process that runs a script: it says "ready", and goes on when told to."""
-
-    def __init__(self, script: str = WORKER) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", script],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._told = False
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.kill()
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            assert pipe is not None
-            pipe.close()
-
-    def ready(self) -> None:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line == "ready\n", (line, self._process.stderr and self._process.stderr.read())
-
-    def go(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-        self._told = True
-
-    def result(self) -> str:
-        out, err = self._process.communicate(timeout=30)
-        assert self._process.returncode == 0, err
-        return out.strip()
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
 def test_processes_never_send_a_third_request_to_two_slots(
     fast: FakeServer, slow: FakeServer, write_registry: WriteRegistry
 ) -> None:
     write_registry(fast.llm_entry("fast", capabilities={"speed_tokens_per_sec": 400}), slow.llm_entry("slow"))
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(Worker()) for _ in range(4)]
+        workers = [stack.enter_context(Worker(WORKER)) for _ in range(4)]
         for worker in workers:
             worker.ready()
         for worker in workers:
@@ -616,194 +525,6 @@ def test_a_wait_that_ends_in_vain_tells_what_failed_before(
             assert time.monotonic() - began < 0.6 + LATE
         assert_landed(pool)
     assert [(a.llm, a.kind) for a in caught.value.attempts] == [("sick", "server_error"), ("busy", "timeout")]
-
-
-# --- breakers
-
-
-def fail_open(pool: LLMPool, name: str) -> None:
-    """Let the entry's breaker open: three failures in a row."""
-    for _ in range(3):
-        with pytest.raises(BackendError):
-            pool.get_lm(name).generate("Hello", timeout=2.0)
-
-
-@pytest.mark.parametrize("dialect", ["llamacpp", "openai"])
-def test_one_call_tries_a_server_out_however_many_ask(
-    fake_server: FakeServers,
-    tmp_path: Path,
-    threads: ThreadPoolExecutor,
-    fake_clock: FakeClock,
-    dialect: BackendName,
-) -> None:
-    sick, well = fake_server(dialect, reply=FAST), fake_server(slots=64, reply=SLOW, context=8192)
-    calls = calls_to(tmp_path, entry(sick, "sick", 500), entry(well, "well"), clock=fake_clock)
-    calls.warm()
-    with calls.pool() as pool:
-        sick.fail(faults.Status(408), times=3)
-        fail_open(pool, "sick")
-        assert pool.get_lm().name == "well"
-        asked = len(chats(sick))
-        fake_clock.advance(7)  # it was to be left alone for 4 to 6 s
-        sick.fail(faults.SlowFirstByte(0.5), times=None)
-        texts = list(threads.map(lambda i: pool.get_lm().generate("Hello"), range(16)))
-        assert sorted(texts) == sorted([FAST] + [SLOW] * 15)
-        assert len(chats(sick)) - asked == 1
-        sick.heal()
-        assert pool.get_lm().generate("Hello") == FAST  # one success closes it
-        assert_landed(pool)
-
-
-def test_a_failed_trial_opens_it_again(
-    fake_server: FakeServers, tmp_path: Path, fake_clock: FakeClock
-) -> None:
-    sick, well = fake_server(), fake_server(reply=SLOW)
-    calls = calls_to(tmp_path, entry(sick, "sick", 500), entry(well, "well"), clock=fake_clock)
-    calls.warm()
-    sick.fail(faults.ServerError(), times=None)
-    with calls.pool() as pool:
-        fail_open(pool, "sick")
-        fake_clock.advance(7)
-        before = len(chats(sick))
-        assert [pool.get_lm().generate("Hello") for _ in range(4)] == [SLOW] * 4
-        assert len(chats(sick)) == before + 1
-        fake_clock.advance(7)  # now it is twice as long
-        assert pool.get_lm().generate("Hello") == SLOW
-        assert len(chats(sick)) == before + 1
-
-
-def test_the_last_candidate_is_never_ejected(fake_server: FakeServers, tmp_path: Path) -> None:
-    server = fake_server(reply=FAST)
-    calls = calls_to(tmp_path, entry(server, "one"))
-    calls.warm()
-    server.fail(faults.ServerError(), times=None)
-    with calls.pool() as pool:
-        for _ in range(8):
-            with pytest.raises(StatusError):
-                pool.get_lm().generate("Hello", timeout=2.0)
-        server.heal()
-        assert pool.get_lm().generate("Hello") == FAST
-        assert_landed(pool)
-
-
-def test_a_single_failure_ejects_nobody(fake_server: FakeServers, tmp_path: Path) -> None:
-    shaky, well = fake_server(reply=FAST), fake_server(reply=SLOW)
-    calls = calls_to(tmp_path, entry(shaky, "shaky", 500), entry(well, "well"))
-    calls.warm()
-    for _ in range(3):
-        shaky.fail(faults.ServerError())
-        assert calls.ask("generate").text == SLOW
-        assert calls.ask("generate").text == FAST
-
-
-ANSWERED = """
-from maxwell.lm_pool import LLMPool
-with LLMPool.from_registry() as pool:
-    print(pool.get_lm().chat([{"role": "user", "content": "Hello"}]).llm)
-"""
-
-
-def test_a_server_that_hangs_is_out_for_all_processes_and_comes_back_by_itself(
-    fake_server: FakeServers, write_registry: WriteRegistry
-) -> None:
-    hanging, well = fake_server(), fake_server()
-    hanging.fail(faults.SlowFirstByte(NEVER), times=None)  # and goes on answering /health
-    first = hanging.llm_entry("hanging", capabilities={"speed_tokens_per_sec": 500}, timeout_seconds=0.4)
-    path = write_registry(first, well.llm_entry("well"))
-    with LLMPool.from_registry(path) as pool:
-        began = time.monotonic()
-        assert who(pool) == "well"
-        assert time.monotonic() - began < 0.4 + LATE
-        with Worker(ANSWERED) as other:
-            assert other.result() == "well"
-        assert who(pool) == "well"
-        assert len(chats(hanging)) == 1, "it was asked again although it hangs"
-        hanging.heal()
-        until(lambda: who(pool) == "hanging", "it never came back", 12.0)
-        assert who(pool) == "hanging"
-
-
-def who(pool: LLMPool) -> str:
-    return pool.get_lm().chat([{"role": "user", "content": "Hello"}]).llm
-
-
-def test_a_server_that_falls_silent_amid_a_reply_is_out_too(fake_server: FakeServers, tmp_path: Path) -> None:
-    hanging, well = fake_server(), fake_server(reply=SLOW)
-    hanging.fail(faults.Silence(2), times=None)
-    calls = calls_to(tmp_path, entry(hanging, "hanging", 500, timeout_seconds=0.3), entry(well, "well"))
-    calls.warm()
-    assert [calls.ask("generate").text for _ in range(3)] == [SLOW] * 3
-    assert len(chats(hanging)) == 1
-
-
-def test_a_dead_host_is_out_at_once_and_comes_back_when_it_listens_again(
-    fake_server: FakeServers, tmp_path: Path, fake_clock: FakeClock
-) -> None:
-    mortal, well = fake_server(reply=FAST), fake_server(reply=SLOW)
-    calls = calls_to(tmp_path, entry(mortal, "mortal", 500), entry(well, "well"), clock=fake_clock)
-    calls.warm()
-    with calls.pool() as pool:
-        lm = pool.get_lm()
-        mortal.stop()
-        assert lm.generate("Hello") == SLOW
-        assert pool.get_lm().name == "well"
-        mortal.start()
-        fake_clock.advance(40)
-
-        def is_back() -> bool:
-            return pool.get_lm().generate("Hello") == FAST
-
-        until(is_back, "it never came back")
-        assert lm.generate("Hello") == FAST
-
-
-# --- named handles
-
-
-def test_a_name_means_that_one_however_it_fares(
-    fake_server: FakeServers, tmp_path: Path, threads: ThreadPoolExecutor
-) -> None:
-    named = fake_server(slots=1, reply=["named "] * 200, tokens_per_sec=50)
-    other = fake_server(reply=SLOW)
-    calls = calls_to(tmp_path, entry(named, "named"), entry(other, "other", 500))
-    calls.warm()
-    with calls.pool() as pool:
-        lm = pool.get_lm("named")
-        with occupied(pool, "named", named):  # busy
-            with pytest.raises(CallTimeout):
-                lm.generate("Hello", timeout=0.3)
-            held = threads.submit(lm.generate, "Hello", max_tokens=1)
-            until(lambda: is_held(pool), "it is not held")
-        assert held.result(SOON) == "named "
-        named.fail(faults.ServerError(), times=None)  # failing, until its breaker is open
-        for _ in range(4):
-            with pytest.raises(StatusError):
-                lm.generate("Hello", timeout=2.0)
-        named.heal()
-        assert lm.generate("Hello", max_tokens=1) == "named "
-        named.fail(faults.RateLimited(retry_after=0.3))
-        assert lm.generate("Hello", max_tokens=1) == "named "
-        named.set_state("loading")
-        with pytest.raises(BackendError):
-            lm.generate("Hello", timeout=0.3)
-        named.set_state("up")
-        assert_landed(pool)
-    assert chats(other) == []
-
-
-def test_a_named_dead_host_is_its_own_error(fake_server: FakeServers, tmp_path: Path) -> None:
-    named, other = fake_server(), fake_server()
-    calls = calls_to(tmp_path, entry(named, "named"), entry(other, "other", 500))
-    with calls.pool() as pool:
-        lm = pool.get_lm("named")
-        named.stop()
-        for _ in range(3):
-            with pytest.raises(BackendError) as caught:
-                lm.generate("Hello", timeout=3.0)
-            assert (caught.value.llm, caught.value.kind) == ("named", "refused")
-        named.start()
-        assert lm.generate("Hello") == "Hello there, friend."
-    assert chats(other) == []
 
 
 # --- crowds

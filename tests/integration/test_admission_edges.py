@@ -11,13 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from calling import Calls, assert_idle, assert_no_threads, chats, entry, free_port, make_registry
+from places import LONG, SOON, assert_landed, count, until
 from processes import can_fork, ended, fork
 
 from maxwell.errors import BackendError, CallTimeout, StatusError
@@ -26,7 +27,6 @@ from maxwell.testing import FakeClock, FakeServer, faults
 from maxwell.testing.fixtures import FakeServers, WriteRegistry
 
 NEVER = float("inf")
-SOON = 10.0  # seconds; how long something that must happen may take before a test gives up
 TEXT = "Hello there, friend."
 
 
@@ -34,26 +34,6 @@ TEXT = "Hello there, friend."
 def threads() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(16) as made:
         yield made
-
-
-def until(true: Callable[[], bool], what: str, seconds: float = SOON) -> None:
-    """Wait until it becomes true."""
-    tick, end = threading.Event(), time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, what
-        tick.wait(0.005)
-
-
-def count(pool: LLMPool | AsyncLLMPool) -> tuple[int, int]:
-    """Calls of this user that run, and that are held back."""
-    loads = pool._state.flights.loads().values()
-    return sum(load.running for load in loads), sum(load.waiting for load in loads)
-
-
-def assert_landed(pool: LLMPool | AsyncLLMPool) -> None:
-    """Nothing is under way, and nothing reserved."""
-    until(lambda: count(pool) == (0, 0), "a call is still counted as under way")
-    assert list(pool.ledger.holds()) == []
 
 
 @pytest.fixture
@@ -64,9 +44,6 @@ def busy(fake_server: FakeServers) -> FakeServer:
         return ["word "] * (1000 if "long" in body["messages"][-1]["content"] else 2)
 
     return fake_server(slots=1, reply=reply, tokens_per_sec=20)
-
-
-LONG = "Tell me a long story."
 
 
 # --- ends
