@@ -7,7 +7,7 @@ PEERS := .venv-bench
 PYTEST_STATUS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lock bench bench-peers clean venv
+.PHONY: help demo test check lock bench bench-peers sim clean venv
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1: \2/p' Makefile
@@ -34,6 +34,10 @@ lock: venv ## write requirements/*.txt anew; LOCK=--upgrade takes newer versions
 bench: venv ## run the benchmarks; beside their peers after `make bench-peers`
 	@python=$(BIN)/python; if [ -x $(PEERS)/bin/python ]; then python=$(PEERS)/bin/python; fi; \
 	for file in benchmarks/bench_*.py; do echo "== $$file"; $$python "$$file" || exit 1; done
+
+sim: ## run the scheduling simulator in .venv-bench; S=S3 for one scenario
+	@test -x $(PEERS)/bin/python || { echo "run make bench-peers first"; exit 1; }
+	@$(PEERS)/bin/python -m benchmarks.scheduling $(S)
 
 bench-peers: venv ## make .venv-bench: Maxwell beside the libraries it is compared with
 	@$(BIN)/python -m venv --clear $(PEERS)
