@@ -11,7 +11,7 @@ Goal: at most 1.15 times the bound, which no plan can beat. LiteLLM joins when i
 without a stream, which is cheaper for it; Maxwell always streams. Where a policy has handed every request
 to a server and is not done after 20 s, the rest is computed from the servers' queues, and the row marked
 with ~. One run a policy. Client and servers share the machine: its CPU seconds say whether the client was
-in the way.
+in the way. What a call costs besides the model's time weighs six times as much as in earnest.
 
 Run: python benchmarks/bench_burst.py
 """

@@ -59,9 +59,10 @@ def _as_json(result: Any, seeds: Sequence[int]) -> str:
             "policy": row.policy,
             "ratio": row.ratio,
             "ratios": row.ratios,
+            "error": row.error if len(row.ratios) > 1 else None,
             "goal": row.goal,
             "verdict": row.verdict,
-            **row.figures,
+            **{name: [None if v != v else v for v in values] for name, values in row.figures.items()},
         }
         for row in result.rows
     ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import fmean, stdev
 
 import numpy as np
 
@@ -41,6 +42,12 @@ class Row:
     def ratio(self) -> float:
         """The mean over the seeds."""
         return fmean(self.ratios)
+
+    @property
+    def error(self) -> float:
+        """The mean's standard error: other seeds would give another mean, about so far off."""
+        many = len(self.ratios)
+        return stdev(self.ratios) / math.sqrt(many) if many > 1 else math.nan
 
     @property
     def worst(self) -> float:
@@ -86,21 +93,20 @@ class Result:
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and cells."""
         names = list(dict.fromkeys(name for row in self.rows for name in row.figures))
-        header = ["case", "policy", self.unit, "worst seed", *names, "goal", ""]
+        header = ["case", "policy", self.unit, "+-", "worst seed", *names, "goal", ""]
         cells = []
         for row in self.rows:
             figures = [_short(fmean(row.figures[n])) if n in row.figures else "" for n in names]
+            ratios = [_short(row.ratio), _short(row.error), _short(row.worst)]
             goal = "" if row.goal is None else f"{row.goal:g}"
-            cells.append(
-                [row.case, row.policy, _short(row.ratio), _short(row.worst), *figures, goal, row.verdict]
-            )
+            cells.append([row.case, row.policy, *ratios, *figures, goal, row.verdict])
         return header, cells
 
 
 def _short(value: float) -> str:
     if value != value:
         return "-"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}" if abs(value) < 10 else f"{value:.1f}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 def percentiles(latencies: Floats) -> dict[str, float]:

@@ -132,6 +132,7 @@ class Request(Struct, frozen=True, kw_only=True):
         by_speed: Rank by speed although the prompt is known, which then only has to fit.
         grammar: Whether the text must obey a grammar.
         prefix: Marks of the prompt's beginning (see `prefixes.blocks`).
+        backlog: Further requests of its kind that nobody has begun, and that wait for the same servers.
     """
 
     needs: Requirements
@@ -142,6 +143,7 @@ class Request(Struct, frozen=True, kw_only=True):
     by_speed: bool = False
     grammar: bool = False
     prefix: tuple[int, ...] = ()
+    backlog: int = 0
 
 
 class Scored(Struct, frozen=True, gc=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -107,12 +108,16 @@ class AsyncMapResults(AsyncIterator[Mapped]):
         await self.aclose()
 
 
+PATIENCE = 60.0  # seconds that a map waits for a server to come back
+
+
 def planned(
     items: Iterable[Item],
     options: Mapping[str, Any],
     *,
     ordered: bool,
     at_most: int | None,
+    patience: float,
     progress: Progress | None,
 ) -> Plan:
     """What `pool.map` is to do.
@@ -127,6 +132,10 @@ def planned(
         raise TypeError(f"at_most must be a number of calls, not {at_most!r}")
     if at_most is not None and at_most < 1:
         raise ValueError(f"at_most must be at least 1, not {at_most!r}")
+    if not isinstance(patience, int | float) or isinstance(patience, bool):
+        raise TypeError(f"patience must be a number of seconds, not {patience!r}")
+    if not 0 <= patience < math.inf:
+        raise ValueError(f"patience must be a number of seconds from 0 on, not {patience!r}")
     if progress is not None and not callable(progress):
         raise TypeError(f"progress must be a function of (done, failed, total), not {progress!r}")
     common = dict(options)
@@ -140,6 +149,7 @@ def planned(
         total=len(items) if isinstance(items, Sized) else None,
         ordered=ordered,
         at_most=at_most,
+        patience=patience,
         progress=progress,
     )
 

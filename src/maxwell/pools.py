@@ -26,7 +26,7 @@ from maxwell.handles import LLM, AsyncEmbedding, AsyncLLM, Embedding
 from maxwell.health import HealthBook
 from maxwell.homes import shared_ledger, shared_live
 from maxwell.ledger import Ledger, Used
-from maxwell.maps import AsyncMapResults, Item, MapOptions, MapResults, Progress, planned
+from maxwell.maps import PATIENCE, AsyncMapResults, Item, MapOptions, MapResults, Progress, planned
 from maxwell.receipts.book import ReceiptBook
 from maxwell.registry.endpoints import api_key
 from maxwell.registry.load import load
@@ -209,6 +209,7 @@ class LLMPool(_Pool):
         *,
         ordered: bool = True,
         at_most: int | None = None,
+        patience: float = PATIENCE,
         progress: Progress | None = None,
         **options: Unpack[MapOptions],
     ) -> MapResults:
@@ -224,6 +225,7 @@ class LLMPool(_Pool):
                 "messages" and options of their own. Taken as slots come free, so a generator may be endless.
             ordered: Whether results come in the items' order; else as they come in.
             at_most: Most calls at once.
+            patience: Seconds to wait for a server to come back once none can be chosen any more.
             progress: Called with the number of items done, how many of these failed, and how many there are
                 (None = not known) whenever one is done. What it raises ends the map.
             **options: Requirements as in `get_lm` and options as in `generate`, for all items.
@@ -235,7 +237,7 @@ class LLMPool(_Pool):
         Raises:
             TypeError, ValueError: An argument or option is unknown, of the wrong type or out of range.
         """
-        plan = planned(items, options, ordered=ordered, at_most=at_most, progress=progress)
+        plan = planned(items, options, ordered=ordered, at_most=at_most, patience=patience, progress=progress)
         return MapResults(sync_driver.iterate(mapping(self._state, plan), self._transport))
 
     def bench(
@@ -315,13 +317,14 @@ class AsyncLLMPool(_Pool):
         *,
         ordered: bool = True,
         at_most: int | None = None,
+        patience: float = PATIENCE,
         progress: Progress | None = None,
         **options: Unpack[MapOptions],
     ) -> AsyncMapResults:
         """Do many prompts on the whole pool at once. See `LLMPool.map`."""
         from maxwell.calls import async_driver
 
-        plan = planned(items, options, ordered=ordered, at_most=at_most, progress=progress)
+        plan = planned(items, options, ordered=ordered, at_most=at_most, patience=patience, progress=progress)
         return AsyncMapResults(async_driver.iterate(mapping(self._state, plan), self._transport, []))
 
     async def bench(

@@ -82,6 +82,8 @@ def decide(
     decision = _shrinking(candidates, request, named, spare_failing=False)
     if not decision.ranked and any(c.failing for c in candidates):
         decision = _shrinking(candidates, request, named, spare_failing=True)
+    if request.backlog:
+        decision = _beside_a_backlog(candidates, decision)
     return decision if draws is None else _spread(candidates, decision, draws)
 
 
@@ -163,6 +165,28 @@ def is_foreseeable(state: HealthState, ready_in: float) -> bool:
     if state == "rate_limited":
         return 0 < ready_in <= MOST_RATE_LIMIT
     return state == "loading" and 0 < ready_in < math.inf
+
+
+def _beside_a_backlog(candidates: Sequence[Candidate], decision: Decision) -> Decision:
+    """`decision` with that one first, of those that cost the same as the best, which is done soonest.
+
+    Where many requests have not begun, all of them wait for the servers without a free slot, too; not only
+    this one. It must not buy: among different prices the score has decided.
+    """
+    if len(decision.ranked) < 2 or decision.by != "score":
+        return decision
+    by_name = {c.spec.name: c for c in candidates}
+    servers = {c.endpoint: c for s in decision.ranked if (c := by_name[s.spec.name]).slots is not None}
+    rate = sum([(c.slots or 1) / c.service for c in servers.values()])
+    wait = decision.request.backlog / rate if rate else 0.0
+    ranked, best = decision.ranked, decision.ranked[0]
+
+    def done(i: int) -> float:
+        s = ranked[i]
+        return s.seconds if s.slots is None or s.in_flight < s.slots else s.seconds + wait
+
+    first = min([i for i, s in enumerate(ranked) if s.mills == best.mills], key=done)
+    return replace(decision, ranked=(ranked[first], *ranked[:first], *ranked[first + 1 :]))
 
 
 def _spread(candidates: Sequence[Candidate], decision: Decision, draws: tuple[float, float]) -> Decision:

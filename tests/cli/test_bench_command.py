@@ -180,7 +180,8 @@ def test_the_registry_is_corrected(run: Run, registry: Path) -> None:
     measured = json.loads(after)["llms"][0]["capabilities"]["speed_tokens_per_sec"]
     assert measured == pytest.approx(400, rel=0.2)
     assert measured == float(f"{measured:.3g}")
-    changed = [(old, new) for old, new in zip(before.split(","), after.split(","), strict=False) if old != new]
+    pairs = zip(before.split(","), after.split(","), strict=False)
+    changed = [(old, new) for old, new in pairs if old != new]
     assert changed[0] == (changed[0][0], changed[0][0].replace("50.0", f"{measured:g}"))
 
 

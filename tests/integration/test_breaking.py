@@ -1,4 +1,4 @@
-"""Servers that fail are left alone, tried out by one call, and come back; a name means one server whatever."""
+"""Servers that fail are left alone, tried out by one call, and come back; a name means one server, always."""
 
 from __future__ import annotations
 

@@ -72,7 +72,8 @@ def test_the_measured_speed_is_shown_beside_the_declared_one(
         ask(pool, times=4)
         found = measured(pool)
         assert found is not None
-        assert found.speed == known(pool).speed  # what is shown is what counts when choosing
+        # What is shown is what counts when choosing; it moves a little with time.
+        assert found.speed == pytest.approx(known(pool).speed, rel=0.01)
         assert found.seen.speed == 4
         assert found.speed == pytest.approx(SPEED, rel=NEAR)
         said = [remark for remark in status(pool).remarks if "were measured" in remark]
@@ -138,16 +139,21 @@ def test_programs_of_one_call_each_learn_together(server: FakeServer, write_regi
     assert float(speed) == pytest.approx(SPEED, rel=NEAR)
 
 
+def assert_same(one: Speeds, other: Speeds) -> None:
+    assert one.seen == other.seen
+    assert one.speed == pytest.approx(other.speed, rel=0.01)
+
+
 def test_another_pool_of_this_process_knows_it_too(server: FakeServer, tmp_path: Path) -> None:
     with pool_of(tmp_path, entry(server, "box", 20)) as pool:
         ask(pool, times=3)
         before = known(pool)
         with pool_of(tmp_path, entry(server, "box", 20)) as other:
-            assert known(other) == before
+            assert_same(known(other), before)
     del pool, other
     gc.collect()
     with pool_of(tmp_path, entry(server, "box", 20)) as later:
-        assert known(later) == before
+        assert_same(known(later), before)
 
 
 def test_another_home_knows_nothing(server: FakeServer, tmp_path: Path) -> None:

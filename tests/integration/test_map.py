@@ -349,12 +349,30 @@ def test_when_the_last_one_dies_the_rest_are_errors(
 ) -> None:
     server = fake_server(slots=2, reply=echo)
     calls = Calls(tmp_path, entry(server, "one"))
-    mapped = do(world, calls, prompts(40), kill_at((10, server.close)))
+    mapped = do(world, calls, prompts(40), kill_at((10, server.close)), patience=0.5)
     assert [m.index for m in mapped] == list(range(40))
     assert all(m.text == f"echo prompt {m.index}" for m in mapped[:10])
     for m in mapped[20:]:
         assert isinstance(m.error, NoEligibleLM | BackendError | AllAttemptsFailed)
     assert_settled(calls, "one")
+
+
+def test_a_single_box_that_is_started_again_loses_nothing(
+    world: World, fake_server: FakeServers, tmp_path: Path
+) -> None:
+    server = fake_server(slots=2, reply=echo)
+    calls = Calls(tmp_path, entry(server, "one"))
+    again = threading.Timer(1.0, server.start)
+    items = prompts(30)
+
+    def stop() -> None:
+        server.stop()
+        again.start()
+
+    try:
+        assert_once_each(do(world, calls, items, kill_at((10, stop))), items)
+    finally:
+        again.join()
 
 
 def test_broken_replies_are_asked_for_again(world: World, fake_server: FakeServers, tmp_path: Path) -> None:

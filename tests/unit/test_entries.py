@@ -171,7 +171,7 @@ def test_what_was_not_observed_stays_as_declared() -> None:
 
 def test_the_usual_length_of_replies_is_shared() -> None:
     one = entry()
-    found = one.speeds(None, taught(reply=40, calls=20))
+    found = one.speeds(None, taught(reply=40, calls=20), NOW)
     assert found is not None
     assert found.speed == 50.0
     assert found.seen.speed == 0
@@ -181,10 +181,14 @@ def test_the_usual_length_of_replies_is_shared() -> None:
 
 def test_speeds_are_reckoned_once_and_again_when_something_is_new() -> None:
     one, learned, usual = entry(), taught(), taught(reply=200)
-    first = one.speeds(learned, usual)
-    assert one.speeds(learned, usual) is first
-    assert one.speeds(learned, usual, "") is first
-    for known in ((taught(speed=5.0), usual, ""), (learned, taught(reply=10), ""), (learned, usual, "poem")):
+    first = one.speeds(learned, usual, NOW)
+    assert one.speeds(learned, usual, NOW) is first
+    assert one.speeds(learned, usual, NOW, "") is first
+    for known in (
+        (taught(speed=5.0), usual, NOW),
+        (learned, taught(reply=10), NOW),
+        (learned, usual, NOW, "poem"),
+    ):
         again = one.speeds(*known)
         assert again is not first
         assert one.speeds(*known) is again
@@ -197,17 +201,17 @@ def test_a_task_has_a_length_of_its_own() -> None:
         learned = learn(learned, sample, llm(), NOW + number)
         learned = learn(learned, replace(sample, completion_tokens=10, key="yes or no"), llm(), NOW + number)
     one = entry()
-    poem, answer = one.speeds(learned, None, "poem"), one.speeds(learned, None, "yes or no")
+    poem, answer = one.speeds(learned, None, NOW, "poem"), one.speeds(learned, None, NOW, "yes or no")
     assert poem is not None
     assert answer is not None
     assert answer.completion < 150 < 700 < poem.completion
-    assert one.speeds(learned, None, "poem") == poem
+    assert one.speeds(learned, None, NOW, "poem") == poem
 
 
 def test_of_nothing_nothing_follows() -> None:
-    assert entry().speeds(None, None) is None
+    assert entry().speeds(None, None, NOW) is None
     embedding = entry(EmbeddingSpec(name="e", api_base="http://e", model="e", dimension=4, max_context=512))
-    assert embedding.speeds(taught(), taught()) is None
+    assert embedding.speeds(taught(), taught(), NOW) is None
 
 
 @pytest.mark.parametrize(

@@ -327,14 +327,21 @@ def test_a_wrong_item_says_what_is_wrong(item: Any) -> None:
     ],
 )
 def test_what_is_wrong_for_all_items_is_said_at_once(items: Any, more: dict[str, Any], words: str) -> None:
-    arguments: dict[str, Any] = {"ordered": True, "at_most": None, "progress": None, "options": {}} | more
+    arguments: dict[str, Any] = {
+        "ordered": True,
+        "at_most": None,
+        "patience": 1.0,
+        "progress": None,
+        "options": {},
+    }
+    arguments |= more
     with pytest.raises((TypeError, ValueError), match=words):
         planned(items, arguments.pop("options"), **arguments)
 
 
 def test_options_that_can_be_gone_through_only_once_hold_for_every_item() -> None:
     options = {"tags": iter(["x"]), "stop": iter(["."])}
-    plan = planned(["a", "b"], options, ordered=True, at_most=None, progress=None)
+    plan = planned(["a", "b"], options, ordered=True, at_most=None, patience=0.0, progress=None)
     for item in plan.items:
         assert (plan.read(item).needs.tags, plan.read(item).chat.stop) == (("x",), ["."])
 

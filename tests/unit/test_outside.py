@@ -37,7 +37,7 @@ def outside() -> Outside:
 
 
 def test_of_a_server_that_tells_nothing_nothing_is_guessed(outside: Outside) -> None:
-    outside.sent(A)
+    outside.sent(A, NOW)
     assert guess(outside, UP) is NO_OTHERS
     assert guess(outside, replace(UP, busy=3)) is NO_OTHERS  # nobody knows when
 
@@ -55,7 +55,7 @@ def test_who_is_alone_sees_nobody_whatever_they_do(answers: list[tuple[str, int,
         for _ in range(looks):
             assert guess(outside, health, NOW + number + 0.5, root) is NO_OTHERS
         for _ in range(sent):
-            outside.sent(root)
+            outside.sent(root, NOW + number + 0.6)
 
 
 def test_calls_held_inside_a_server_are_nobody_elses(outside: Outside) -> None:
@@ -86,15 +86,23 @@ def test_a_clock_set_back_makes_no_count_from_the_future(outside: Outside) -> No
 def test_others_send_as_this_one_does(outside: Outside) -> None:
     health = told(4, 1)  # four send as much as this one alone
     assert guess(outside, health).count == 3.0
-    outside.sent(A)
-    outside.sent(A)
-    outside.sent(B)
+    outside.sent(A, NOW)
+    outside.sent(A, NOW)
+    outside.sent(B, NOW)
     assert guess(outside, health).count == 3.0 + 2 * 3
+
+
+def test_what_was_sent_ends_as_usual_here_and_at_the_others(outside: Outside) -> None:
+    health = told(4, 1)
+    guess(outside, health)
+    outside.sent(A, NOW + 1.0)
+    assert guess(outside, health, NOW + SERVICE).count == pytest.approx(3.0)  # drained, and three new ones
+    assert guess(outside, health, NOW + SERVICE + 1.5).count == 0.0
 
 
 def test_a_new_answer_knows_of_what_was_sent_before_it(outside: Outside) -> None:
     guess(outside, told(4, 1))
-    outside.sent(A)
+    outside.sent(A, NOW)
     assert guess(outside, told(4, 1, NOW + 1)).count == 3.0
 
 
@@ -102,7 +110,7 @@ def test_where_others_send_an_idle_server_is_no_safer_guess(outside: Outside) ->
     guess(outside, told(4, 1))
     idle = told(0, 0, NOW + 1)
     assert guess(outside, idle, NOW + 3.0, B) == Others(0.0, 2.0)
-    outside.sent(B)
+    outside.sent(B, NOW + 2.0)
     assert guess(outside, idle, NOW + 3.0, B).count > 0
 
 
@@ -110,7 +118,7 @@ def test_how_many_send_is_what_all_servers_told_together(outside: Outside) -> No
     one, other = told(4, 2), told(5, 1, NOW + 1)
     guess(outside, one, root=A)
     guess(outside, other, root=B)
-    outside.sent(A)
+    outside.sent(A, NOW)
     senders = (4 * FADING + 5) / (2 * FADING + 1)
     assert guess(outside, one, root=A).count == pytest.approx(2.0 + senders - 1)
 
@@ -128,7 +136,7 @@ def test_others_who_stop_are_forgotten_little_by_little(outside: Outside) -> Non
 def test_who_sends_nothing_of_their_own_is_one_of_many(outside: Outside) -> None:
     health = told(500)
     assert guess(outside, health).count == 500
-    outside.sent(A)
+    outside.sent(A, NOW)
     assert guess(outside, health).count == 500 + MOST_DISPATCHERS - 1
 
 
@@ -136,7 +144,7 @@ def test_a_stray_request_is_nobody_who_sends(outside: Outside) -> None:
     for number in range(10):
         guess(outside, told(2, 2, NOW + number))
     assert guess(outside, told(3, 2, NOW + 10)).count == 1.0  # it is there
-    outside.sent(A)
+    outside.sent(A, NOW)
     again = told(2, 2, NOW + 11)
     assert guess(outside, again) is NO_OTHERS  # and when it has gone, so has the guess
     assert OTHERS_SEND > 1.0
@@ -147,5 +155,5 @@ def test_a_look_more_changes_nothing(outside: Outside) -> None:
     first = guess(outside, health)
     for _ in range(50):
         assert guess(outside, health) == first
-    outside.sent(A)
+    outside.sent(A, NOW)
     assert guess(outside, health).count == 6.0

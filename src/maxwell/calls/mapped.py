@@ -85,6 +85,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         total: How many items there are; None = not known.
         ordered: Whether results are handed out in the items' order, else as they come.
         at_most: Most calls at once; None = as many as there are slots.
+        patience: Seconds to wait for a server to come back once none can be chosen any more.
         progress: Told how many items are done, how many of these failed, and how many there are.
     """
 
@@ -94,6 +95,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     total: int | None = None
     ordered: bool = True
     at_most: int | None = None
+    patience: float = 0.0
     progress: Callable[[int, int, int | None], object] | None = None
 
 

@@ -12,8 +12,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from maxwell.calls.chat import FINAL, Call, chat
-from maxwell.calls.effects import Emit, First, Flow, Handle, Send, Start, Stop
+from maxwell.calls.effects import Emit, First, Flow, Handle, Send, Sleep, Start, Stop
 from maxwell.calls.mapped import Asked, ItemError, Mapped, Plan, Results
 from maxwell.calls.probe import ask_all
 from maxwell.calls.select import choose, insist, learn
@@ -54,7 +56,9 @@ def mapping(state: PoolState, plan: Plan) -> Flow[None]:
         if course.results.has_next():
             yield Emit(course.results.next())
         elif not course.runs:
-            return
+            if not course.waits():
+                return
+            yield Sleep(ASK_AGAIN)
 
 
 # --- what is decided, from values alone
@@ -97,9 +101,12 @@ def may_pass(error: BaseException) -> bool:
 
 def may_return(error: BaseException) -> bool:
     """Whether nobody could be chosen, and for somebody that may be out of date."""
-    if not isinstance(error, NoEligibleLM) or error.decision is None:
-        return False
-    return any(no.reason in OF_THE_MOMENT for no in error.decision.rejected)
+    return isinstance(error, NoEligibleLM) and error.decision is not None and of_the_moment(error.decision)
+
+
+def of_the_moment(decision: Decision) -> bool:
+    """Whether somebody is left out for a reason that may soon be none."""
+    return any(no.reason in OF_THE_MOMENT for no in decision.rejected)
 
 
 def work_seconds(scored: Scored) -> float:
@@ -170,10 +177,11 @@ class _Run:
         expected: How long it was expected to take there, in seconds.
     """
 
-    __slots__ = ("at", "decision", "expected", "handle", "job", "only", "since")
+    __slots__ = ("at", "decision", "expected", "handle", "job", "only", "request", "since")
 
     handle: Handle
     decision: Decision
+    request: Request
 
     def __init__(self, job: _Job, only: Scored | None = None) -> None:
         self.job = job
@@ -209,6 +217,7 @@ class _Course:
         self._taken = 0
         self._is_empty = False
         self._asked_at = -math.inf
+        self._away_since: float | None = None  # when nobody could be chosen any more
         servers: dict[str, bool] = {}
         for entry in state.llms:
             assert isinstance(entry.spec, LLMSpec)
@@ -221,7 +230,9 @@ class _Course:
 
     def start(self) -> Flow[None]:
         """Start as many calls as there is room for; where there are no more items, doubles of slow ones."""
-        ranked = self._state.decide(Request(needs=self._plan.needs)).ranked
+        ranked = yield from self._anybody()
+        if not ranked and self.waits():
+            return
         most = room(ranked, len(self.runs), self._plan.at_most)
         while len(self.runs) < most:
             job = self._next_job(most)
@@ -233,6 +244,24 @@ class _Course:
                 yield from self._begin(double)
             else:
                 return
+
+    def waits(self) -> bool:
+        """Whether items are left, nobody can be chosen for them, and somebody may soon come back."""
+        if self._away_since is None or not (self._again or not self._is_empty):
+            return False
+        return self._state.clock.monotonic() - self._away_since < self._plan.patience
+
+    def _anybody(self) -> Flow[Sequence[Scored]]:
+        """Who can be chosen at all. Servers that were well may be started again: nobody gives up at once."""
+        decision = self._state.decide(Request(needs=self._plan.needs))
+        has_gone_well = self.results.done > self.results.failed
+        if decision.ranked or not has_gone_well or not of_the_moment(decision):
+            self._away_since = None
+            return decision.ranked
+        now = self._state.clock.monotonic()
+        self._away_since = now if self._away_since is None else self._away_since
+        yield from self._ask_everybody()
+        return self._state.decide(Request(needs=self._plan.needs)).ranked
 
     def ended(self, handle: Handle) -> Flow[None]:
         """A call has ended."""
@@ -274,6 +303,9 @@ class _Course:
 
     def _begin(self, run: _Run) -> Flow[None]:
         job, now = run.job, self._state.clock.monotonic()
+        total = self._plan.total
+        backlog = 0 if total is None else total - self._taken + len(self._again)
+        run.request = msgspec.structs.replace(job.request, backlog=backlog)
         if job.deadline is None and job.asked.seconds is not None:
             job.deadline = now + job.asked.seconds
         run.handle = yield Start(_call(self._state, run))
@@ -307,7 +339,7 @@ class _Course:
             return False
         if not state.decide(job.request).ranked:
             yield from self._ask_everybody()
-        return bool(self.runs or state.decide(job.request).ranked)
+        return bool(self.runs or (yield from self._anybody()) or self.waits())
 
     def _ask_everybody(self) -> Flow[None]:
         """A server that was down a moment ago may have been started again."""
@@ -333,7 +365,7 @@ def _call(state: PoolState, run: _Run) -> Flow[Completion]:
     """Choose, and call; see `get_lm` and `LLM.chat`."""
     job, now = run.job, state.clock.monotonic
     name = None if run.only is None else run.only.spec.name
-    decision = yield from choose(state, job.request, name=name, prompt=job.asked.prompt)
+    decision = yield from choose(state, run.request, name=name, prompt=job.asked.prompt)
     run.decision = insist(state, decision)
     call = Call(
         chat=job.asked.chat,

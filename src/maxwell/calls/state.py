@@ -226,7 +226,7 @@ class PoolState:
         return at_this_moment(candidate, health, load, others, speeds, now)
 
     def _with_prefix(self, candidate: Candidate, prefix: tuple[int, ...]) -> Candidate:
-        share = self.prefixes.share(candidate.endpoint, prefix)
+        share = self.prefixes.share(f"{candidate.endpoint} {candidate.spec.model}", prefix)
         return msgspec.structs.replace(candidate, cached=share) if share else candidate
 
     def _with_books(self, found: list[Candidate], now: float) -> list[Candidate]:
