@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -456,6 +457,7 @@ def test_where_the_file_cannot_be_used_a_process_counts_its_own(
 ) -> None:
     assert callable(harm)
     harm(home)
+    caplog.set_level(logging.INFO, "maxwell")
     flights = open_flights()
     assert flights.loads() == {}
     for wait in (True, False):
@@ -465,7 +467,9 @@ def test_where_the_file_cannot_be_used_a_process_counts_its_own(
         assert counts(flights.loads()) == {A: (1, 0)}
         open_flights.clock.advance(RETRY_SECONDS)
         assert counts(flights.loads()) == {A: (1, 0)}
-    assert len(warnings_of(caplog)) == 1
+    # The books say so aloud where they cannot be kept, too: one warning is enough.
+    assert warnings_of(caplog) == []
+    assert len(caplog.records) == 1
     assert "the file of running calls" in caplog.text
     assert "each program sees its own calls only" in caplog.text
     writable_again(home)

@@ -396,7 +396,12 @@ class Desk:
     def __init__(self, items: Iterable[Any], *specs: LLMSpec, state: PoolState | None = None, **more: Any):
         self.state = state or pool(*specs)
         options = more.pop("options", {})
-        arguments: dict[str, Any] = {"ordered": True, "at_most": None, "progress": None} | more
+        arguments: dict[str, Any] = {
+            "ordered": True,
+            "at_most": None,
+            "patience": 0.0,
+            "progress": None,
+        } | more
         self.flow = mapping(self.state, planned(items, options, **arguments))
         self.calls: list[FakeHandle] = []
         self.out: list[Mapped] = []

@@ -175,8 +175,8 @@ class _Course:
         used = {self._state.llm(f.llm).endpoint.root for f in self.failed if f.kind in OF_SERVER}
         fresh = [e for e in untried if e.endpoint.root not in used]
         rest = [e for e in untried if e.endpoint.root in used]
-        # A budget's refusal has cost nobody anything.
         tiers = [tier for tier in (fresh, rest) if tier]
+        # Only a real retry takes one from the bucket: a budget's refusal has cost nobody anything.
         thrifty = bool(tiers and self.failed) and self.refused is None and not self._state.retries.take()
         return self.wish(tiers, thrifty=thrifty)
 
@@ -205,7 +205,9 @@ class _Course:
         if len({error.llm for error in self.failed}) > 1:
             raise AllAttemptsFailed(self.failed) from self.failed[-1]
         if self.failed:
-            raise self.failed[-1]
+            # That the time ran out for a last try tells less than what went wrong before it.
+            telling = [error for error in self.failed if not isinstance(error, CallTimeout)]
+            raise (telling or self.failed)[-1]
         assert self.refused is not None
         raise self.refused
 
