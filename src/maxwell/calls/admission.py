@@ -8,7 +8,9 @@ and asks again: what waits inside a server can neither be moved nor told from a 
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -76,11 +78,16 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     held: float
 
 
+# Together with the process id, which a forked child has of its own, they make an id that nobody else has.
+_ORIGIN = uuid.uuid4().hex
+_numbers = itertools.count()
+
+
 class Flight:
     """A call's place among those under way. Leaving the `with` block gives it back, however that happens."""
 
     def __init__(self, state: PoolState) -> None:
-        self.id = uuid.uuid4().hex
+        self.id = f"{_ORIGIN}-{os.getpid()}-{next(_numbers)}"
         self.is_placed = False
         self._state = state
 

@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 BUSY_SECONDS = 5.0  # how long a lock of another process is waited for
 RETRY_SECONDS = 1.0  # what waits is tried again this often while the file cannot be written
+MOMENT_SECONDS = 0.003  # how long who may not wait waits for another thread of the same process
 HASTY_SECONDS = 0.2  # how long a lock is waited for by those who come after one who has waited in vain
 
 
@@ -268,8 +269,11 @@ class Database:
 
     @contextlib.contextmanager
     def _at_once(self) -> Iterator[None]:
-        """Wait for no thread, and say `Locked` of every lock and of nothing else."""
-        if not self._lock.acquire(blocking=False):
+        """Wait for a thread no longer than a statement takes; say `Locked` of every lock, of nothing else.
+
+        Without that moment one who goes to a thread makes all others of an event loop go there, too.
+        """
+        if not self._lock.acquire(timeout=MOMENT_SECONDS):
             raise Locked(sqlite3.OperationalError("another thread uses it"))
         try:
             yield
