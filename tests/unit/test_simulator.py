@@ -355,7 +355,7 @@ def test_the_queues_of_the_simple_rules_are_those_of_the_servers() -> None:
 
 
 def test_the_bounds_are_what_can_be_worked_out_by_hand() -> None:
-    pytest.importorskip("scipy", reason="the lower bounds are linear programmes: install the group `sim`")
+    pytest.importorskip("scipy", reason="the bounds are linear programmes and need SciPy (make bench-peers)")
     import numpy as np
 
     from scheduling.bounds import makespan, mean_seconds
