@@ -13,10 +13,8 @@ from msgspec import Struct
 from maxwell.amounts import duration, money, one_line
 from maxwell.queueing import queue_wait
 from maxwell.registry.specs import PREFILL_FACTOR, LLMSpec
-from maxwell.tokens import BYTES_PER_TOKEN, DEFAULT_COMPLETION
+from maxwell.tokens import BYTES_PER_TOKEN, DEFAULT_COMPLETION, USUAL_PROMPT
 from maxwell.types import HealthState, Requirements
-
-USUAL_PROMPT = 500  # tokens; with DEFAULT_COMPLETION what is assumed of a request that others sent
 
 Reason = Literal[
     "vision",

@@ -10,7 +10,7 @@ import msgspec
 from maxwell.decision import Request
 from maxwell.prefixes import blocks, text_of
 from maxwell.scheduler import check_weight
-from maxwell.tokens import TEMPLATE_TOKENS_PER_MESSAGE, utf8_length
+from maxwell.tokens import IMAGE_TOKENS, TEMPLATE_TOKENS_PER_MESSAGE, PromptSize, utf8_length
 from maxwell.types import ChatCall, Message, Requirements, Tier
 
 
@@ -120,6 +120,22 @@ def request(needs: Requirements) -> Request:
         prompt_bytes=utf8_length(needs.prompt),
         extra_tokens=TEMPLATE_TOKENS_PER_MESSAGE,
         prefix=blocks(text_of(prompt_messages(needs.prompt, None))),
+    )
+
+
+def chat_request(chat: ChatCall, needs: Requirements, size: PromptSize) -> Request:
+    """What the scheduler is to choose for, by what a call of that size is known to need."""
+    if chat.tools and needs.tools is None:
+        needs = msgspec.structs.replace(needs, tools=True)
+    if size.images and needs.vision is None:
+        needs = msgspec.structs.replace(needs, vision=True)
+    if chat.max_tokens is not None:
+        needs = msgspec.structs.replace(needs, max_completion=chat.max_tokens)
+    return Request(
+        needs=needs,
+        prompt_bytes=size.text_bytes,
+        extra_tokens=size.messages * TEMPLATE_TOKENS_PER_MESSAGE + size.images * IMAGE_TOKENS,
+        grammar=chat.grammar is not None,
     )
 
 

@@ -18,6 +18,7 @@ from maxwell.types import Message
 
 BYTES_PER_TOKEN = 4.0
 DEFAULT_COMPLETION = 512  # assumed of a reply where nobody says how long it may be
+USUAL_PROMPT = 500  # tokens; assumed of the requests that others make
 # What a chat template adds: role names and turn marks, a few tokens a message. 8 covers ChatML and Llama 3.
 TEMPLATE_TOKENS_PER_MESSAGE = 8
 # Upper bounds of what a template says on its own account: Llama 3.1 and Harmony write some 60 to 150 tokens

@@ -16,8 +16,9 @@ from maxwell.registry.specs import PREFILL_FACTOR, Capabilities, LLMSpec
 from maxwell.scheduler import decide
 from maxwell.speed import Learned, Sample, Speeds, from_json, learn, speeds_of, to_json
 from maxwell.speed.filters import DRIFT_A_CALL, MOST_SIGMAS, NOISE
-from maxwell.speed.learned import LIKELY_OVERHEAD, LIKELY_PROMPT
+from maxwell.speed.learned import LIKELY_OVERHEAD
 from maxwell.speed.sizes import MOST_KEY, MOST_KEYS
+from maxwell.tokens import USUAL_PROMPT
 from maxwell.types import Requirements
 
 NOON = 1_800_000_000.0
@@ -112,7 +113,7 @@ def test_unobserved_is_what_is_declared() -> None:
     speeds = speeds_of(Learned(), llm(25.0, cap=2048))
     assert (speeds.speed, speeds.prefill, speeds.overhead) == (25.0, 500.0, 0.0)
     assert (speeds.completion, speeds.bytes_per_token) == (512.0, 4.0)
-    assert speeds.service == LIKELY_PROMPT / 500.0 + 512.0 / 25.0
+    assert speeds.service == USUAL_PROMPT / 500.0 + 512.0 / 25.0
     assert speeds_of(Learned(), llm(prefill=333.0)).prefill == 333.0
     assert set(msgspec.structs.astuple(speeds.seen)) == {0}
 

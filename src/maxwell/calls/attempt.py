@@ -136,8 +136,7 @@ def attempt(state: PoolState, place: Place, task: Task) -> Flow[Completion]:
         if sent and cut:  # the caller has left
             _learn(state, place, task, reply, cut=True)
     took = state.health.note_success(entry.endpoint)
-    room = None if place.candidate.slots is None else place.candidate.slots * place.candidate.context
-    state.prefixes.note(f"{entry.endpoint.root} {spec.model}", task.prefix, room)
+    state.note_read(place.candidate, task.prefix)
     _learn(state, place, task, reply, load_seconds=took or entry.load_to_learn(state.known(entry)))
     return reply.completion(now(), list(task.tried), usage, usd)
 

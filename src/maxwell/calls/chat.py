@@ -12,7 +12,7 @@ from maxwell.calls.admission import Flight, Place, Wish, admit, has_other
 from maxwell.calls.attempt import Task, attempt
 from maxwell.calls.effects import Flow, Sleep
 from maxwell.calls.entries import Entry
-from maxwell.calls.retries import backoff, may_ask_again
+from maxwell.calls.retries import backoff, is_worth_waiting, may_ask_again
 from maxwell.calls.state import PoolState, task_of
 from maxwell.decision import Decision, Request
 from maxwell.errors import (
@@ -26,8 +26,8 @@ from maxwell.errors import (
 )
 from maxwell.prefixes import blocks, text_of
 from maxwell.receipts.record import Record
-from maxwell.scheduler import PASSING, is_foreseeable
-from maxwell.tokens import IMAGE_TOKENS, TEMPLATE_TOKENS_PER_MESSAGE, PromptSize, measure
+from maxwell.requirements import chat_request
+from maxwell.tokens import PromptSize, measure
 from maxwell.types import ChatCall, Completion
 
 MOST_ATTEMPTS = 3
@@ -192,10 +192,8 @@ class _Course:
         candidate = self._state.candidates([entry])[0]
         pause = backoff(asked, self._state.draw())
         left = math.inf if self._deadline is None else self._deadline - self._state.clock.monotonic()
-        # What a server says of a rate limit can be relied on: there is no use in waiting for less.
-        told = candidate.ready_in if candidate.state == "rate_limited" else 0.0
-        in_vain = candidate.state in PASSING and not is_foreseeable(candidate.state, candidate.ready_in)
-        if in_vain or max(pause, told) >= left or not self._state.retries.take():
+        is_worth = is_worth_waiting(candidate.state, candidate.ready_in, pause, left)
+        if not is_worth or not self._state.retries.take():
             return None
         yield Sleep(pause)
         return self.wish([], bound=entry)
@@ -219,21 +217,11 @@ class _Course:
 
 def _request(call: Call, size: PromptSize) -> Request:
     """What the choice was made for, and what the call is known to need by now."""
-    chosen_for, chat = call.decision.request, call.chat
-    needs = chosen_for.needs
-    if chat.tools and needs.tools is None:
-        needs = msgspec.structs.replace(needs, tools=True)
-    if size.images and needs.vision is None:
-        needs = msgspec.structs.replace(needs, vision=True)
-    if chat.max_tokens is not None:
-        needs = msgspec.structs.replace(needs, max_completion=chat.max_tokens)
+    chosen_for = call.decision.request
     return msgspec.structs.replace(
-        chosen_for,
-        needs=needs,
-        prompt_bytes=size.text_bytes,
-        prompt_tokens={},
-        extra_tokens=size.messages * TEMPLATE_TOKENS_PER_MESSAGE + size.images * IMAGE_TOKENS,
+        chat_request(call.chat, chosen_for.needs, size),
+        bytes_per_token=chosen_for.bytes_per_token,
+        backlog=chosen_for.backlog,
         by_speed=call.decision.by == "speed",
-        grammar=chat.grammar is not None,
-        prefix=blocks(text_of(chat.messages)),
+        prefix=blocks(text_of(call.chat.messages)),
     )

@@ -16,7 +16,7 @@ from maxwell.calls.entries import Entry
 from maxwell.calls.failures import refusal, transport_failure
 from maxwell.calls.moment import ready_in
 from maxwell.calls.probe import fetch
-from maxwell.calls.retries import backoff, may_ask_again
+from maxwell.calls.retries import backoff, is_worth_waiting, may_ask_again
 from maxwell.calls.state import PoolState
 from maxwell.errors import (
     BackendError,
@@ -28,7 +28,6 @@ from maxwell.errors import (
 )
 from maxwell.receipts.record import Record
 from maxwell.registry.specs import EmbeddingSpec
-from maxwell.scheduler import PASSING, is_foreseeable
 from maxwell.tokens import estimate, text_upper_bound, utf8_length
 from maxwell.types import Usage
 
@@ -112,13 +111,11 @@ def _insisting(
 
 def _has_time(state: PoolState, entry: Entry, pause: float, deadline: float | None) -> bool:
     """Whether it may be asked again after `pause`, before the deadline."""
-    health = state.known(entry)
-    wait = 0.0 if health is None else ready_in(health, None, state.clock.time())
-    # What a server says of a rate limit can be relied on: there is no use in waiting for less.
-    told = wait if health is not None and health.state == "rate_limited" else 0.0
     left = math.inf if deadline is None else deadline - state.clock.monotonic()
-    passes = health is None or health.state not in PASSING or is_foreseeable(health.state, wait)
-    return passes and max(pause, told) < left
+    health = state.known(entry)
+    if health is None:
+        return pause < left
+    return is_worth_waiting(health.state, ready_in(health, None, state.clock.time()), pause, left)
 
 
 def _batches(texts: Sequence[str]) -> Iterator[tuple[int, list[str]]]:

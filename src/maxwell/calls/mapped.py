@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from maxwell.decision import Request
 from maxwell.errors import EmptyReply, MaxwellError
-from maxwell.tokens import IMAGE_TOKENS, TEMPLATE_TOKENS_PER_MESSAGE, measure
+from maxwell.requirements import chat_request
+from maxwell.tokens import measure
 from maxwell.types import ChatCall, Completion, Requirements
 
 ItemError = MaxwellError | TypeError | ValueError
@@ -59,20 +59,7 @@ class Asked(Struct, frozen=True, kw_only=True):
 
     def request(self) -> Request:
         """What the scheduler is to choose for."""
-        chat, needs = self.chat, self.needs
-        size = measure(chat.messages, chat.tools)
-        if chat.tools and needs.tools is None:
-            needs = replace(needs, tools=True)
-        if size.images and needs.vision is None:
-            needs = replace(needs, vision=True)
-        if chat.max_tokens is not None:
-            needs = replace(needs, max_completion=chat.max_tokens)
-        return Request(
-            needs=needs,
-            prompt_bytes=size.text_bytes,
-            extra_tokens=size.messages * TEMPLATE_TOKENS_PER_MESSAGE + size.images * IMAGE_TOKENS,
-            grammar=chat.grammar is not None,
-        )
+        return chat_request(self.chat, self.needs, measure(self.chat.messages, self.chat.tools))
 
 
 class Plan(Struct, frozen=True, kw_only=True):

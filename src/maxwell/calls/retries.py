@@ -13,6 +13,8 @@ from pathlib import Path
 
 from maxwell.clock import Clock, SystemClock
 from maxwell.errors import Fault
+from maxwell.scheduler import PASSING, is_foreseeable
+from maxwell.types import HealthState
 
 # How often in all one server may be asked, where there is no other, after failures that may pass.
 MOST_ASKED: dict[Fault, int] = {
@@ -33,6 +35,16 @@ MOST_SAVED = 10.0
 def may_ask_again(kind: Fault, asked: int) -> bool:
     """Whether a server that was asked so often, and failed like that, may be asked once more."""
     return asked < MOST_ASKED.get(kind, 1)
+
+
+def is_worth_waiting(state: HealthState, ready_in: float, pause: float, left: float) -> bool:
+    """Whether a server may be asked again after `pause`, with so many seconds `left`.
+
+    What a server says of a rate limit can be relied on: there is no use in waiting for less.
+    """
+    passes = state not in PASSING or is_foreseeable(state, ready_in)
+    told = ready_in if state == "rate_limited" else 0.0
+    return passes and max(pause, told) < left
 
 
 def backoff(asked: int, draw: float) -> float:

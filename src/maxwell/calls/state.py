@@ -225,8 +225,13 @@ class PoolState:
         others = self.outside.at(root, health, candidate.slots, candidate.service, now)
         return at_this_moment(candidate, health, load, others, speeds, now)
 
+    def note_read(self, candidate: Candidate, prefix: tuple[int, ...]) -> None:
+        """Its server has read a prompt of that beginning."""
+        room = None if candidate.slots is None else candidate.slots * candidate.context
+        self.prefixes.note(_cache_of(candidate), prefix, room)
+
     def _with_prefix(self, candidate: Candidate, prefix: tuple[int, ...]) -> Candidate:
-        share = self.prefixes.share(f"{candidate.endpoint} {candidate.spec.model}", prefix)
+        share = self.prefixes.share(_cache_of(candidate), prefix)
         return msgspec.structs.replace(candidate, cached=share) if share else candidate
 
     def _with_books(self, found: list[Candidate], now: float) -> list[Candidate]:
@@ -259,6 +264,11 @@ class PoolState:
     def resets_at(self, now: float | None = None) -> datetime:
         """When the next budget day begins."""
         return resets_at(self.clock.time() if now is None else now, self.zone)
+
+
+def _cache_of(candidate: Candidate) -> str:
+    """Whose prompts are kept together: those of one model at one server."""
+    return f"{candidate.endpoint} {candidate.spec.model}"
 
 
 def _check_name(name: object) -> None:

@@ -48,9 +48,9 @@ from maxwell.speed.sizes import (
     with_reply,
 )
 from maxwell.speed.slots import Slots, is_late
+from maxwell.tokens import USUAL_PROMPT
 
 # What is assumed of an entry before anything was observed.
-LIKELY_PROMPT = 500  # tokens of a prompt
 LIKELY_OVERHEAD = 0.1  # seconds; only where learning begins: unobserved, none is predicted
 LIKELY_LOAD = 30.0  # seconds from loading to ready
 LIKELY_WAKE = 5.0  # seconds that a sleeping server needs more than an awake one
@@ -166,7 +166,7 @@ def speeds_of(
 
 def _usual_sizes(learned: Learned, spec: LLMSpec, usual: Learned | None) -> tuple[float, float]:
     """Tokens that have to be read, and tokens of a reply, of a request as others make it."""
-    prompt, reply = float(LIKELY_PROMPT), assumed_length(spec)
+    prompt, reply = float(USUAL_PROMPT), assumed_length(spec)
     if usual is None:
         return learned.prompts.shrunk(prompt), learned.replies.shrunk(reply)
     return (
