@@ -16,13 +16,13 @@ FLOORS = [
     ["__init__"],  # the package's own names, each loaded at first use
     ["lm_pool"],
     ["pools"],
-    ["handles", "maps", "homes"],
+    ["handles", "vectors", "maps", "homes"],
     ["calls"],
     ["receipts"],
     ["explain", "requirements"],
     ["scheduler", "health", "ledger", "backends", "learning", "flights"],
     ["decision", "speed"],
-    ["registry", "tokens", "database", "breaker", "queueing", "prefixes"],
+    ["registry", "tokens", "database", "breaker", "queueing", "prefixes", "constraints", "images"],
     ["types", "errors", "clock", "ending", "redaction"],
     ["amounts"],
 ]

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from maxwell.errors import (
         AllAttemptsFailed,
         BackendError,
+        BadConstraint,
         BudgetExceeded,
         CallTimeout,
         ConnectError,
+        ConstraintBroken,
         DecodeError,
         DimensionMismatch,
         EmptyReply,
@@ -28,12 +30,13 @@ if TYPE_CHECKING:
         MaxwellError,
         NoEligibleLM,
         RegistryError,
+        ReplyCutOff,
         StatusError,
         StreamBroken,
         UnknownName,
         UnknownReceipt,
     )
-    from maxwell.handles import LLM, AsyncEmbedding, AsyncLLM, AsyncTextStream, Embedding, TextStream
+    from maxwell.handles import LLM, AsyncLLM, AsyncTextStream, TextStream
     from maxwell.lm_pool import (
         AsyncLLMPool,
         LLMPool,
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     )
     from maxwell.maps import AsyncMapResults, Mapped, MapResults
     from maxwell.types import Completion, Timings, ToolCall, Usage
+    from maxwell.vectors import AsyncEmbedding, Embedding
 
 __all__ = [
     "LLM",
@@ -54,10 +58,12 @@ __all__ = [
     "AsyncMapResults",
     "AsyncTextStream",
     "BackendError",
+    "BadConstraint",
     "BudgetExceeded",
     "CallTimeout",
     "Completion",
     "ConnectError",
+    "ConstraintBroken",
     "DecodeError",
     "DimensionMismatch",
     "Embedding",
@@ -70,6 +76,7 @@ __all__ = [
     "MaxwellError",
     "NoEligibleLM",
     "RegistryError",
+    "ReplyCutOff",
     "StatusError",
     "StreamBroken",
     "TextStream",
@@ -85,7 +92,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "handles": ("LLM", "AsyncEmbedding", "AsyncLLM", "AsyncTextStream", "Embedding", "TextStream"),
+    "handles": ("LLM", "AsyncLLM", "AsyncTextStream", "TextStream"),
     "lm_pool": (
         "AsyncLLMPool",
         "LLMPool",
@@ -96,6 +103,7 @@ _HOMES = {
     ),
     "maps": ("AsyncMapResults", "MapResults", "Mapped"),
     "types": ("Completion", "Timings", "ToolCall", "Usage"),
+    "vectors": ("AsyncEmbedding", "Embedding"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -14,14 +14,14 @@ from maxwell.amounts import duration, money, one_line
 from maxwell.queueing import queue_wait
 from maxwell.registry.specs import PREFILL_FACTOR, LLMSpec
 from maxwell.tokens import BYTES_PER_TOKEN, DEFAULT_COMPLETION, USUAL_PROMPT
-from maxwell.types import HealthState, Requirements
+from maxwell.types import PLAIN, Features, HealthState, Requirements
 
 Reason = Literal[
     "vision",
     "reasoning",
     "code_specialized",
     "tools",
-    "grammar",
+    "cannot",
     "tags",
     "tier",
     "min_context",
@@ -71,7 +71,7 @@ class Candidate(Struct, kw_only=True):
         tokens_left: What today's token budget has left; None = unlimited.
         usd_left: What today's money budget has left; None = unlimited.
         resets_in: Seconds until the budgets start anew.
-        honours_grammar: Whether its backend obeys a grammar.
+        cannot: Why its server cannot do what the request asks beyond writing text (`types.Features`), or "".
     """
 
     spec: LLMSpec
@@ -99,7 +99,7 @@ class Candidate(Struct, kw_only=True):
     tokens_left: int | None = None
     usd_left: float | None = None
     resets_in: float = 0.0
-    honours_grammar: bool = True
+    cannot: str = ""
 
     def __post_init__(self) -> None:
         can = self.spec.capabilities
@@ -128,7 +128,8 @@ class Request(Struct, frozen=True, kw_only=True):
         bytes_per_token: What those counts came to; the better guess for everyone else. None = no counts.
         extra_tokens: Prompt tokens besides the text (images, template).
         by_speed: Rank by speed although the prompt is known, which then only has to fit.
-        grammar: Whether the text must obey a grammar.
+        features: What is asked of the server beyond writing text.
+        thinking: Room for thinking, in tokens, besides the reply; None = what the entry declares.
         prefix: Marks of the prompt's beginning (see `prefixes.blocks`).
         backlog: Further requests of its kind that nobody has begun, and that wait for the same servers.
     """
@@ -139,7 +140,8 @@ class Request(Struct, frozen=True, kw_only=True):
     bytes_per_token: float | None = None
     extra_tokens: int = 0
     by_speed: bool = False
-    grammar: bool = False
+    features: Features = PLAIN
+    thinking: int | None = None
     prefix: tuple[int, ...] = ()
     backlog: int = 0
 
@@ -252,7 +254,6 @@ def describe(no: Rejected) -> str:
     if no.reason in ("vision", "reasoning", "code_specialized", "tools"):
         return f"{no.reason} is {'required' if no.need else 'excluded'}"
     texts = {
-        "grammar": "its backend does not obey grammars",
         "tags": f"lacks tag {no.note}",
         "tier": f"tier is {no.spec.tier}, not {no.note}",
         "min_context": f"context is {no.have:,.0f} tokens, {no.need:,.0f} required",

@@ -7,6 +7,8 @@
     ├── BudgetExceeded         an entry's daily budget has no room for this call
     ├── LedgerError            the usage ledger cannot be read or written
     ├── UnknownReceipt         there is no such receipt, or it cannot be read
+    ├── BadConstraint          a schema, grammar, choice list or regex that is itself wrong
+    ├── ReplyCutOff            the tokens ran out before a constrained reply was complete
     ├── EmptyReply             the tokens ran out before a word of the reply came
     ├── InputTooLong           an embedding input exceeds what the model reads
     ├── DimensionMismatch      an embedding server returned vectors of another size than declared
@@ -15,6 +17,7 @@
     │   ├── CallTimeout        a limit ran out: connect, first byte, idle or total
     │   ├── StatusError        the server answered with an error
     │   ├── DecodeError        the server answered something that is not the protocol
+    │   ├── ConstraintBroken   the reply is whole but does not obey the constraint; carries the completion
     │   └── StreamBroken       the reply broke off after content had begun; carries the partial completion
     └── AllAttemptsFailed      several servers were tried; carries each attempt's error
 
@@ -50,6 +53,7 @@ Fault = Literal[
     "content_policy",  # refused for its content
     "server_error",  # 5xx
     "bad_reply",  # not the protocol
+    "constraint_broken",  # a whole reply that does not obey the call's constraint
     "broken_stream",  # cut, silent or failed after content began
 ]
 
@@ -178,6 +182,25 @@ class EmptyReply(MaxwellError):
         )
 
 
+class BadConstraint(MaxwellError, ValueError):
+    """A JSON schema, grammar, list of choices or regex is itself wrong; the message says where."""
+
+
+class ReplyCutOff(MaxwellError):
+    """A reply that must obey a constraint was cut off by `max_tokens` before it was complete.
+
+    Attributes:
+        completion: What came: text, usage, cost.
+    """
+
+    def __init__(self, completion: Completion) -> None:
+        self.completion = completion
+        super().__init__(
+            f"{completion.llm}: the reply was cut off after {completion.usage.completion_tokens} tokens, "
+            "before it obeyed its constraint; raise max_tokens"
+        )
+
+
 class InputTooLong(MaxwellError):
     """An embedding input is longer than the model reads. `truncate=True` cuts it instead."""
 
@@ -251,6 +274,24 @@ class StreamBroken(BackendError):
     ) -> None:
         super().__init__(message, llm=llm, kind=kind, status=status, retry_after=retry_after)
         self.partial = partial
+
+
+class ConstraintBroken(BackendError):
+    """A reply came to its end but does not obey the call's constraint.
+
+    Attributes:
+        completion: The reply, with usage and cost.
+        violation: In what it does not obey, e.g. "$.age: 'x' is not of type 'integer'".
+    """
+
+    def __init__(self, violation: str, completion: Completion) -> None:
+        super().__init__(
+            f"the reply does not obey the constraint: {violation}",
+            llm=completion.llm,
+            kind="constraint_broken",
+        )
+        self.completion = completion
+        self.violation = violation
 
 
 class AllAttemptsFailed(MaxwellError):

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from maxwell.handles import LLM, AsyncEmbedding, AsyncLLM, Embedding
+    from maxwell.handles import LLM, AsyncLLM
     from maxwell.pools import AsyncLLMPool, LLMPool
     from maxwell.requirements import Needs
+    from maxwell.vectors import AsyncEmbedding, Embedding
 
 __all__ = [
     "AsyncLLMPool",

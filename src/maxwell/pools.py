@@ -22,7 +22,7 @@ from maxwell.clock import Clock, SystemClock
 from maxwell.decision import Decision
 from maxwell.errors import LedgerError
 from maxwell.explain import ways_out
-from maxwell.handles import LLM, AsyncEmbedding, AsyncLLM, Embedding
+from maxwell.handles import LLM, AsyncLLM
 from maxwell.health import HealthBook
 from maxwell.homes import shared_ledger, shared_live
 from maxwell.ledger import Ledger, Used
@@ -34,6 +34,7 @@ from maxwell.registry.locate import find, maxwell_home
 from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Registry, Spec
 from maxwell.requirements import Needs, request, requirements
 from maxwell.types import Requirements
+from maxwell.vectors import AsyncEmbedding, Embedding
 
 if TYPE_CHECKING:
     from maxwell.calls.transport import AsyncTransport, SyncTransport

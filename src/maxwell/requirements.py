@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict, get_args
 
 import msgspec
@@ -11,7 +11,7 @@ from maxwell.decision import Request
 from maxwell.prefixes import blocks, text_of
 from maxwell.scheduler import check_weight
 from maxwell.tokens import IMAGE_TOKENS, TEMPLATE_TOKENS_PER_MESSAGE, PromptSize, utf8_length
-from maxwell.types import ChatCall, Message, Requirements, Tier
+from maxwell.types import PLAIN, ChatCall, Features, Message, ReasoningEffort, Requirements, Tier
 
 
 class Needs(TypedDict, total=False):
@@ -41,7 +41,13 @@ class ChatOptions(TypedDict, total=False):
         seed: Sampling seed.
         tools: Tool definitions, OpenAI's shape.
         tool_choice: "none", "auto", "required" or OpenAI's object form.
-        grammar: GBNF grammar that the text must obey; only llama.cpp and vLLM do.
+        json_schema: JSON Schema that the text must obey.
+        grammar: GBNF grammar with a rule `root` that the text must obey.
+        choices: Texts of which the reply must be exactly one.
+        regex: Regular expression that must match the whole reply.
+        repair: Whether a reply that breaks its constraint is sent back once, with what is wrong with it.
+        reasoning_effort: "none", "minimal", "low", "medium" or "high".
+        thinking_tokens: Room for thinking in tokens, besides `max_tokens`; default: what the entry declares.
         extra: Further fields of the request body, sent as they are.
         timeout: Longest the whole call may take, all attempts together, in seconds.
     """
@@ -52,7 +58,13 @@ class ChatOptions(TypedDict, total=False):
     seed: int | None
     tools: list[dict[str, Any]] | None
     tool_choice: str | dict[str, Any] | None
+    json_schema: dict[str, Any] | None
     grammar: str | None
+    choices: Sequence[str] | None
+    regex: str | None
+    repair: bool | None
+    reasoning_effort: ReasoningEffort | None
+    thinking_tokens: int | None
     extra: dict[str, Any] | None
     timeout: float | None
 
@@ -62,9 +74,11 @@ class PromptOptions(ChatOptions, total=False):
 
     Attributes:
         system_prompt: Instructions that come before the prompt.
+        images: Pictures that go with the prompt: paths, bytes, http(s) addresses or PIL images.
     """
 
     system_prompt: str | None
+    images: Sequence[Any] | None
 
 
 # Body fields that decide what a call costs or how it is read; the books and the reader rely on them.
@@ -79,9 +93,11 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "seed": ((int,), "a whole number"),
     "tools": ((list,), "a list of tool definitions"),
     "tool_choice": ((str, dict), "a word or a dict"),
-    "grammar": ((str,), "GBNF text"),
+    "thinking_tokens": ((int,), "a whole number of tokens"),
     "extra": ((dict,), "a dict of body fields"),
 }
+
+_CONSTRAINTS = ("json_schema", "grammar", "choices", "regex")
 
 _BOOLEANS = ("vision", "reasoning", "code_specialized", "tools")
 
@@ -135,8 +151,35 @@ def chat_request(chat: ChatCall, needs: Requirements, size: PromptSize) -> Reque
         needs=needs,
         prompt_bytes=size.text_bytes,
         extra_tokens=size.messages * TEMPLATE_TOKENS_PER_MESSAGE + size.images * IMAGE_TOKENS,
-        grammar=chat.grammar is not None,
+        features=features_of(chat),
+        thinking=0 if chat.reasoning_effort == "none" else chat.thinking_tokens,
     )
+
+
+def features_of(chat: ChatCall) -> Features:
+    """What the call asks of a server beyond writing text."""
+    links = [
+        part
+        for message in chat.messages
+        if isinstance(message.get("content"), list)
+        for part in message["content"]
+        if isinstance(part, dict) and part.get("type") == "image_url"
+    ]
+    if not (links or chat.tools or chat.constraint):
+        return PLAIN
+    return Features(
+        constraint=chat.constraint,
+        tools=bool(chat.tools),
+        tool_choice=chat.tool_choice if chat.tools else None,
+        images=bool(links),
+        image_links=any(_address(part).startswith("http") for part in links),
+    )
+
+
+def _address(part: dict[str, Any]) -> str:
+    image = part.get("image_url")
+    url = image.get("url") if isinstance(image, dict) else image
+    return url if isinstance(url, str) else ""
 
 
 def check_prompt(prompt: object) -> None:
@@ -147,15 +190,22 @@ def check_prompt(prompt: object) -> None:
         raise ValueError("the prompt is empty")
 
 
-def prompt_messages(prompt: str, system_prompt: str | None) -> list[Message]:
-    """A prompt as a conversation."""
+def prompt_messages(
+    prompt: str, system_prompt: str | None, images: Sequence[Any] | None = None
+) -> list[Message]:
+    """A prompt as a conversation, with its pictures before its text."""
     check_prompt(prompt)
     messages = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-    return [*messages, {"role": "user", "content": prompt}]
+    content: Any = prompt
+    if images:
+        from maxwell.images import image_part
+
+        content = [*map(image_part, images), {"type": "text", "text": prompt}]
+    return [*messages, {"role": "user", "content": content}]
 
 
 def chat_call(messages: list[Message], options: Mapping[str, Any]) -> ChatCall:
-    """The call as a checked value; `timeout` is not part of it.
+    """The call as a checked value; `timeout` and `repair` are not part of it.
 
     Raises:
         TypeError: An unknown option (the message suggests near ones), or a value of the wrong type.
@@ -166,19 +216,35 @@ def chat_call(messages: list[Message], options: Mapping[str, Any]) -> ChatCall:
         raise TypeError("messages must be a list of dicts, each with a role and a content")
     if not messages:
         raise ValueError("there are no messages")
-    given = {key: value for key, value in options.items() if value is not None and key != "timeout"}
+    given = {key: value for key, value in options.items() if value is not None}
+    check_timeout(given.pop("timeout", None))
+    if not isinstance(given.pop("repair", False), bool):
+        raise TypeError(f"repair must be True or False, not {options['repair']!r}")
+    _check_options(given)
+    if "stop" in given:
+        given["stop"] = list(_texts("stop", given["stop"]))
+    constrained = {key: given.pop(key) for key in _CONSTRAINTS if key in given}
+    if constrained:
+        from maxwell.constraints import constraint_of  # heavy, and few calls have one
+
+        given["constraint"] = constraint_of(**constrained)
+    return ChatCall(messages=messages, **given)
+
+
+def _check_options(given: Mapping[str, Any]) -> None:
     _positive(given, "max_tokens", int, "a whole number of tokens")
-    check_timeout(options.get("timeout"))
     for key, (kinds, words) in _KINDS.items():
         if key in given and (not isinstance(given[key], kinds) or isinstance(given[key], bool)):
             raise TypeError(f"{key} must be {words}, not {given[key]!r}")
     if not 0 <= given.get("temperature", 0.0) <= 2:
         raise ValueError(f"temperature must be from 0 to 2, not {given['temperature']!r}")
+    if given.get("thinking_tokens", 0) < 0:
+        raise ValueError(f"thinking_tokens must be 0 or more, not {given['thinking_tokens']!r}")
+    if given.get("reasoning_effort", "none") not in get_args(ReasoningEffort):
+        efforts = ", ".join(get_args(ReasoningEffort))
+        raise ValueError(f"reasoning_effort must be {efforts}, not {given['reasoning_effort']!r}")
     for key in _OURS.intersection(given.get("extra", ())):
         raise ValueError(f"extra may not hold {key!r}: {_OURS_WHY.get(key, 'Maxwell sets it')}")
-    if "stop" in given:
-        given["stop"] = list(_texts("stop", given["stop"]))
-    return ChatCall(messages=messages, **given)
 
 
 def check_timeout(timeout: object) -> None:

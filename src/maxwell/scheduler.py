@@ -34,7 +34,7 @@ from maxwell.queueing import (
 )
 from maxwell.registry.specs import LLMSpec
 from maxwell.tokens import DEFAULT_COMPLETION
-from maxwell.types import HealthState, Requirements
+from maxwell.types import PLAIN, HealthState, Requirements
 
 LEAST_COMPLETION = 64  # the assumed completion shrinks to this before "nothing fits" is said
 IDEAL_UTILIZATION = 0.7
@@ -336,7 +336,7 @@ def _is_selective(request: Request) -> bool:
     """Whether anything is asked of the model itself; usually nothing is, and those checks are skipped."""
     n = request.needs
     asked = (n.vision, n.reasoning, n.code_specialized, n.tools, n.min_context, n.min_speed, n.tier)
-    return request.grammar or bool(n.tags) or asked != _NOTHING
+    return request.features is not PLAIN or bool(n.tags) or asked != _NOTHING
 
 
 def _unable(c: Candidate, request: Request) -> Rejected | None:
@@ -352,8 +352,8 @@ def _unable(c: Candidate, request: Request) -> Rejected | None:
     for reason, wanted, has in asked:
         if wanted is not None and wanted != has:
             return Rejected(spec, reason, float(wanted), float(has))
-    if request.grammar and not c.honours_grammar:
-        return Rejected(spec, "grammar")
+    if c.cannot:
+        return Rejected(spec, "cannot", note=c.cannot)
     missing = [tag for tag in needs.tags if tag not in spec.tags]
     if missing:
         return Rejected(spec, "tags", note=", ".join(missing))

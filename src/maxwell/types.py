@@ -12,6 +12,11 @@ from msgspec import Struct, field
 BackendName = Literal["llamacpp", "vllm", "openai"]
 Tier = Literal["free", "standard", "premium"]
 
+# How much a model that reasons is to think: "none" switches it off where the model can do without.
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high"]
+
+ConstraintKind = Literal["json_schema", "grammar", "choices", "regex"]
+
 # One chat message in OpenAI's shape: {"role": ..., "content": ...}, passed on as it is.
 Message = dict[str, Any]
 
@@ -46,6 +51,41 @@ class Requirements(Struct, frozen=True, kw_only=True):
     time_cost_weight: float = 1.0
 
 
+class Constraint(Struct, frozen=True):
+    """What a reply's text must obey. Made by `constraints.constraint_of`, which checks it.
+
+    Attributes:
+        kind: Which of the four.
+        value: "json_schema": a JSON Schema (dict), "grammar": GBNF with a rule `root` (str), "choices": two
+            or more different texts (tuple of str), of which the reply is exactly one, "regex": a regular
+            expression (str) that matches the whole reply.
+    """
+
+    kind: ConstraintKind
+    value: Any
+
+
+class Features(Struct, frozen=True):
+    """What a chat call asks of a server beyond writing text.
+
+    Attributes:
+        constraint: What the reply must obey.
+        tools: Whether tools are offered.
+        tool_choice: Which of them it is to call, as in `ChatCall`.
+        images: Whether there are images.
+        image_links: Whether some of them are given by their address, which the server must be able to fetch.
+    """
+
+    constraint: Constraint | None = None
+    tools: bool = False
+    tool_choice: str | dict[str, Any] | None = None
+    images: bool = False
+    image_links: bool = False
+
+
+PLAIN = Features()
+
+
 class ChatCall(Struct, frozen=True, kw_only=True):
     """One chat request, in words every backend can be spoken to with.
 
@@ -57,7 +97,10 @@ class ChatCall(Struct, frozen=True, kw_only=True):
         seed: Sampling seed.
         tools: Tool definitions, OpenAI's shape.
         tool_choice: "none", "auto", "required" or OpenAI's object form.
-        grammar: GBNF grammar the text must obey (llama.cpp and vLLM only).
+        constraint: What the text must obey.
+        reasoning_effort: How much to think before the reply, see `ReasoningEffort`; None = the server's way.
+        thinking_tokens: Room for thinking, in tokens, besides `max_tokens`, which is the reply's; None = what
+            the entry declares, else none.
         extra: Further body fields for the server, sent as they are; they win over Maxwell's own.
     """
 
@@ -68,7 +111,9 @@ class ChatCall(Struct, frozen=True, kw_only=True):
     seed: int | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    grammar: str | None = None
+    constraint: Constraint | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    thinking_tokens: int | None = None
     extra: dict[str, Any] | None = None
 
 

@@ -40,7 +40,7 @@ class Demo:
         temporary: Its directory for temporary files, empty at first.
     """
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
+    def __init__(self, directory: Path, *arguments: str, warnings: str = "error") -> None:
         self.home, self.temporary = directory / "home", directory / "tmp"
         self.home.mkdir(parents=True)
         self.temporary.mkdir()
@@ -50,7 +50,7 @@ class Demo:
             "HOME": str(self.home),
             "TMPDIR": str(self.temporary),
             "PYTHONPATH": str(SOURCE),
-            "PYTHONWARNINGS": "error",
+            "PYTHONWARNINGS": warnings,
             "http_proxy": "http://127.0.0.1:9",
         }
         self.process = subprocess.Popen(
@@ -105,7 +105,8 @@ def start_demo(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
     with ExitStack() as started:
 
         def start(*arguments: str) -> Demo:
-            demo = Demo(tmp_path, *arguments)
+            # An interrupt may fall right between Python's opening of a file and our holding it.
+            demo = Demo(tmp_path, *arguments, warnings="error,ignore::ResourceWarning")
             started.callback(demo.close)
             return demo
 

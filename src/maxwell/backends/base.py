@@ -23,10 +23,21 @@ from maxwell.backends.wire import (
     decode_tokens_reply,
     embedding_usage,
 )
+from maxwell.constraints import Unhonoured
 from maxwell.errors import StatusError
 from maxwell.registry.endpoints import openai_url
 from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Spec
-from maxwell.types import BackendName, ChatCall, HealthState, HTTPRequest, Message, ServedModel, Usage
+from maxwell.types import (
+    BackendName,
+    ChatCall,
+    Constraint,
+    Features,
+    HealthState,
+    HTTPRequest,
+    Message,
+    ServedModel,
+    Usage,
+)
 
 # Every name by which a server takes the most tokens to generate. A request carries one of them.
 CAPS = ("max_tokens", "max_completion_tokens", "n_predict")
@@ -49,19 +60,29 @@ class EmbeddingReply(Struct, frozen=True):
     model: str
 
 
+class Compiled(Struct, frozen=True):
+    """A constraint in one server's words.
+
+    Attributes:
+        fields: Body fields.
+        wrapped: Whether the server must be asked for `{"value": ...}`, of which only the value is the reply.
+    """
+
+    fields: dict[str, Any]
+    wrapped: bool = False
+
+
 class Backend:
     """Requests and replies of one server family; this one speaks plain OpenAI wire.
 
     Attributes:
         name: The registry's word for the family.
-        honours_grammar: Whether `ChatCall.grammar` constrains the text.
         has_tokenizer: Whether the server counts and splits text on request.
         truncates: Whether `embed` takes `truncate_to`.
         answers_any_name: Whether a server with one model answers to any model name.
     """
 
     name: ClassVar[BackendName] = "openai"
-    honours_grammar: ClassVar[bool] = False
     has_tokenizer: ClassVar[bool] = False
     truncates: ClassVar[bool] = False
     answers_any_name: ClassVar[bool] = False
@@ -75,8 +96,9 @@ class Backend:
         any spelling, replaces ours.
 
         Raises:
-            ValueError: No `max_tokens`, a grammar that this family ignores, or a grammar beside another
-                constraint, of which servers would silently drop one.
+            ValueError: No `max_tokens`, or a constraint beside another one in `extra`, of which servers would
+                silently drop one.
+            Unhonoured: A constraint that this family cannot honour.
         """
         if call.max_tokens is None:
             raise ValueError(f"{spec.name}: a chat request needs max_tokens; fill it in from the entry")
@@ -93,9 +115,9 @@ class Backend:
             body["tools"] = call.tools
         if call.tool_choice is not None and (call.tools or call.tool_choice not in ("auto", "none")):
             body["tool_choice"] = call.tool_choice
-        if call.grammar is not None:
-            self._check_grammar(spec, extra)
-            body.update(self.grammar_fields(call.grammar))
+        if call.constraint is not None:
+            _check_alone(spec, extra)
+            body.update(self.constrain(spec, call.constraint, tools=bool(call.tools)).fields)
         body.update(extra)
         if not extra or all(body.get(cap) is None for cap in CAPS):
             body[self.cap_field(spec)] = call.max_tokens
@@ -113,18 +135,22 @@ class Backend:
         """The temperature to send; None = send none."""
         return spec.default_temperature if call.temperature is None else call.temperature
 
-    def grammar_fields(self, grammar: str) -> dict[str, Any]:
-        """Body fields that hold the text to a GBNF grammar. Only asked where `honours_grammar`."""
-        raise NotImplementedError
+    def constrain(self, spec: LLMSpec, constraint: Constraint, *, tools: bool = False) -> Compiled:
+        """The body fields that hold the text to `constraint`, beside offered tools where `tools`.
 
-    def _check_grammar(self, spec: LLMSpec, extra: Mapping[str, Any]) -> None:
-        if not self.honours_grammar:
-            raise ValueError(
-                f"{spec.name}: an {self.name} server ignores grammars; choose a llamacpp or vllm entry"
-            )
-        rival = next((name for name in CONSTRAINTS if extra.get(name) is not None), None)
-        if rival is not None:
-            raise ValueError(f"{spec.name}: a grammar and {rival!r} cannot both be obeyed; drop one")
+        Raises:
+            Unhonoured: This family cannot; the message says why.
+        """
+        raise Unhonoured(f"an {self.name} server ignores grammars; choose a llamacpp or vllm entry")
+
+    def cannot(self, spec: LLMSpec, features: Features) -> str:
+        """Why this family cannot do what a call asks beyond writing text, in a few words; "" = it can."""
+        if features.constraint is not None:
+            try:
+                self.constrain(spec, features.constraint, tools=features.tools)
+            except Unhonoured as error:
+                return str(error)
+        return ""
 
     def without_refused(self, request: HTTPRequest, error_body: bytes) -> HTTPRequest | None:
         """A 400 chat request mended by what its error says, or None when that does not help."""
@@ -287,6 +313,12 @@ class Backend:
 
     def _get(self, url: str, key: str | None) -> HTTPRequest:
         return HTTPRequest("GET", url, _headers(key, "application/json"))
+
+
+def _check_alone(spec: LLMSpec, extra: Mapping[str, Any]) -> None:
+    rival = next((name for name in CONSTRAINTS if extra.get(name) is not None), None)
+    if rival is not None:
+        raise ValueError(f"{spec.name}: the call's constraint and {rival!r} cannot both be obeyed; drop one")
 
 
 def _headers(key: str | None, accept: str) -> dict[str, str]:

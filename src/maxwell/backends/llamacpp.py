@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import msgspec
 
 from maxwell.backends import listing
-from maxwell.backends.base import Backend
+from maxwell.backends.base import Backend, Compiled
 from maxwell.backends.listing import Probes
 from maxwell.registry.endpoints import openai_url, root
 from maxwell.registry.specs import LLMSpec, Spec
-from maxwell.types import BackendName, HTTPRequest, Message
+from maxwell.types import BackendName, Constraint, HTTPRequest, Message
 
 
 class LlamaCppBackend(Backend):
     """llama.cpp's own server. `model` is sent everywhere: router mode needs it, single mode ignores it."""
 
     name: ClassVar[BackendName] = "llamacpp"
-    honours_grammar: ClassVar[bool] = True
     has_tokenizer: ClassVar[bool] = True
     answers_any_name: ClassVar[bool] = True
 
-    def grammar_fields(self, grammar: str) -> dict[str, Any]:
+    def constrain(self, spec: LLMSpec, constraint: Constraint, *, tools: bool = False) -> Compiled:
         """`grammar`, at the top of the body."""
-        return {"grammar": grammar}
+        return Compiled({"grammar": constraint.value})
 
     def tokenize(
         self, spec: Spec, text: str, key: str | None, *, add_special: bool = False

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import msgspec
 
 from maxwell.backends import listing
-from maxwell.backends.base import Backend
+from maxwell.backends.base import Backend, Compiled
 from maxwell.backends.listing import Probes
 from maxwell.registry.endpoints import root
 from maxwell.registry.specs import LLMSpec, Spec
-from maxwell.types import BackendName, HTTPRequest, Message
+from maxwell.types import BackendName, Constraint, HTTPRequest, Message
 
 
 class VLLMBackend(Backend):
     """vLLM's server. Its native routes lie at the root, outside /v1."""
 
     name: ClassVar[BackendName] = "vllm"
-    honours_grammar: ClassVar[bool] = True
     has_tokenizer: ClassVar[bool] = True
     truncates: ClassVar[bool] = True
 
-    def grammar_fields(self, grammar: str) -> dict[str, Any]:
+    def constrain(self, spec: LLMSpec, constraint: Constraint, *, tools: bool = False) -> Compiled:
         """`structured_outputs`; `grammar` and the older `guided_grammar` are ignored with a 200."""
-        return {"structured_outputs": {"grammar": grammar}}
+        return Compiled({"structured_outputs": {"grammar": constraint.value}})
 
     def tokenize(
         self, spec: Spec, text: str, key: str | None, *, add_special: bool = False

@@ -210,7 +210,7 @@ class _Finding:
         bound = self._wish.bound
         if bound is None:
             return False
-        self._bound = self._state.candidates([bound])[0]
+        self._bound = self._state.candidates([bound], request=self._wish.request)[0]
         return _is_well(self._bound)
 
     def needs_no_place(self) -> bool:
@@ -235,13 +235,13 @@ class _Finding:
         bound = self._wish.bound
         self.decision, self.wait = None, 0.0
         if bound is not None:
-            candidate = self._state.candidates([bound], loads)[0]
+            candidate = self._state.candidates([bound], loads, self._wish.request)[0]
             if _is_well(candidate):
                 return self._go(bound, candidate)
         self._choose(loads)
         if self.chosen is None and bound is not None:
             # The last candidate is never ejected: a handle goes to its server whatever is said of it.
-            return self._go(bound, self._state.candidates([bound], loads)[0])
+            return self._go(bound, self._state.candidates([bound], loads, self._wish.request)[0])
         return None if self.chosen is None else self._planned(self.chosen)
 
     def _go(self, entry: Entry, candidate: Candidate) -> Plan:
@@ -296,7 +296,7 @@ def _in_time(ranked: Sequence[Scored], deadline: float | None, now: float) -> Sc
 def _is_well(c: Candidate) -> bool:
     """Whether a call can go there at once. Of a server never asked nothing bad is known."""
     usable = c.state in SELECTABLE or c.state == "unknown"
-    return usable and c.blocked is None and not c.failing and _wait(c) <= 0
+    return usable and c.blocked is None and not c.cannot and not c.failing and _wait(c) <= 0
 
 
 def _wait(c: Candidate) -> float:

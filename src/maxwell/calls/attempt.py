@@ -17,6 +17,7 @@ from maxwell.calls.reading import read
 from maxwell.calls.reply import Reply
 from maxwell.calls.samples import Sent, sample_of
 from maxwell.calls.state import PoolState, has_budget
+from maxwell.decision import Candidate
 from maxwell.errors import BackendError, StatusError, StreamBroken
 from maxwell.receipts.record import Record
 from maxwell.registry.specs import LLMSpec, Spec
@@ -81,7 +82,7 @@ def attempt(state: PoolState, place: Place, task: Task) -> Flow[Completion]:
     spec = entry.spec
     assert isinstance(spec, LLMSpec)
     backend = entry.backend(state.known(entry))
-    _check_possible(entry, backend, chat)
+    _check_possible(entry, place.candidate)
     likely, cap = yield from _sizes(state, place, backend, task)
     account = Account(state, spec, task.record)
     now = state.clock.monotonic
@@ -256,13 +257,13 @@ def _reserve(
     )
 
 
-def _check_possible(entry: Entry, backend: Backend, chat: ChatCall) -> None:
+def _check_possible(entry: Entry, candidate: Candidate) -> None:
     """Refuse before sending what cannot succeed there."""
     name = entry.spec.name
     if entry.key_problem is not None:
         raise StatusError(entry.key_problem, llm=name, kind="auth")
-    if chat.grammar is not None and not backend.honours_grammar:
-        raise StatusError(f"backend {backend.name} does not obey grammars", llm=name, kind="unsupported")
+    if candidate.cannot:
+        raise StatusError(candidate.cannot, llm=name, kind="unsupported")
 
 
 def _sizes(state: PoolState, place: Place, backend: Backend, task: Task) -> Flow[tuple[int, int]]:

@@ -13,6 +13,7 @@ from maxwell.learning import key_of
 from maxwell.registry.endpoints import api_key, key_problem, root
 from maxwell.registry.specs import LLMSpec, Registry, Spec
 from maxwell.speed import Learned, Speeds, speeds_of
+from maxwell.types import PLAIN, Features
 
 SPEEDS_SECONDS = 30.0  # what to expect is reckoned anew this often, though nothing was learned
 
@@ -60,6 +61,16 @@ class Entry:
         if self.spec.backend is None and health is not None and health.family in ("llamacpp", "vllm"):
             return get_backend(health.family)
         return self._declared
+
+    def cannot(self, features: Features, health: Health | None) -> str:
+        """Why it cannot do what a call asks beyond writing text, in a few words; "" = it can."""
+        if features is PLAIN:
+            return ""
+        if not isinstance(self.spec, LLMSpec):
+            return "is an embedding"
+        if features.images and not self.spec.capabilities.vision:
+            return "takes no images (capabilities.vision)"
+        return self.backend(health).cannot(self.spec, features)
 
     def blocked_by(self, health: Health | None) -> tuple[str, str]:
         """Why it cannot be used although its server may be up: (reason, words), or two empty strings."""
@@ -145,7 +156,6 @@ class Entry:
             endpoint=self.endpoint.root,
             slots=self.slots(health, speeds),
             context=self.context(health),
-            honours_grammar=self.backend(health).honours_grammar,
             **_expected(speeds),
         )
         self._latest = (health, speeds, candidate)

@@ -30,6 +30,7 @@ from maxwell.receipts.book import ReceiptBook
 from maxwell.registry.specs import LLMSpec, Registry, Spec
 from maxwell.scheduler import SELECTABLE, decide
 from maxwell.speed import Sample, Speeds, sizes_of
+from maxwell.types import PLAIN, Features
 
 
 class PoolState:
@@ -210,6 +211,8 @@ class PoolState:
         loads = self.flights.loads() if loads is None else loads
         task = "" if request is None else task_of(request)
         found = [self._candidate(entry, loads, task, now) for entry in entries]
+        if request is not None and request.features is not PLAIN:
+            found = [self._with_cannot(c, request.features) for c in found]
         if request is not None and request.prefix:
             found = [self._with_prefix(candidate, request.prefix) for candidate in found]
         return self._with_books(found, now) if self._needs_books else found
@@ -224,6 +227,11 @@ class PoolState:
         root = entry.endpoint.root
         others = self.outside.at(root, health, candidate.slots, candidate.service, now)
         return at_this_moment(candidate, health, load, others, speeds, now)
+
+    def _with_cannot(self, candidate: Candidate, features: Features) -> Candidate:
+        entry = self.llm(candidate.spec.name)
+        words = entry.cannot(features, self.known(entry))
+        return msgspec.structs.replace(candidate, cannot=words) if words else candidate
 
     def note_read(self, candidate: Candidate, prefix: tuple[int, ...]) -> None:
         """Its server has read a prompt of that beginning."""

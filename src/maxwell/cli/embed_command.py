@@ -17,8 +17,8 @@ from maxwell.cli.requirement_options import (
     registry_option,
     timeout_option,
 )
-from maxwell.handles import Embedding
 from maxwell.lm_pool import LLMPool
+from maxwell.vectors import Embedding
 
 _EPILOG = """\b
 Examples:

@@ -60,6 +60,7 @@ class Health(Struct, frozen=True, kw_only=True):
         source: Whether a probe or a real call found it out.
         models: Models it says it serves; empty = not told.
         family: Server family it says it is, or "".
+        version: Its version as it says, or "".
         slots: Requests it serves at once; None = not told.
         context: Context of one slot in tokens; None = not told.
         vision: Whether it takes images; None = not told.
@@ -81,6 +82,7 @@ class Health(Struct, frozen=True, kw_only=True):
     source: Literal["probe", "call"] = "probe"
     models: tuple[ServedModel, ...] = ()
     family: str = ""
+    version: str = ""
     slots: int | None = None
     context: int | None = None
     vision: bool | None = None

@@ -12,7 +12,7 @@ from msgspec import Struct
 from maxwell.decision import Decision, Rejected, Scored
 from maxwell.explain import wait_or_spend
 from maxwell.registry.specs import LLMSpec, Spec
-from maxwell.types import Requirements, Usage
+from maxwell.types import Features, Requirements, Usage
 
 N = TypeVar("N", int, float)
 
@@ -131,7 +131,7 @@ class Choice(Struct, frozen=True, kw_only=True, omit_defaults=True):
         ranked, rejected = decision.ranked[:most_ranked], decision.rejected[:most_rejected]
         return cls(
             by=decision.by,
-            needs=_stated(request.needs) | ({"grammar": True} if request.grammar else {}),
+            needs=_stated(request.needs) | _asked(request.features),
             time_cost_weight=request.needs.time_cost_weight,
             prompt_bytes=request.prompt_bytes,
             ranked=tuple([Ranked.of(scored) for scored in ranked]),
@@ -145,6 +145,11 @@ class Choice(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def of_takeover(cls, decision: Decision) -> Choice:
         """What tells in a line why the best one took over: it and the next best."""
         return cls.of(decision, most_ranked=2, most_rejected=0)
+
+
+def _asked(features: Features) -> dict[str, Any]:
+    """What must be known of a constraint to understand a choice: of which kind it was."""
+    return {} if features.constraint is None else {"constraint": features.constraint.kind}
 
 
 _ANYTHING = Requirements()
