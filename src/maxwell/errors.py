@@ -9,6 +9,8 @@
     ├── UnknownReceipt         there is no such receipt, or it cannot be read
     ├── BadConstraint          a schema, grammar, choice list or regex that is itself wrong
     ├── ReplyCutOff            the tokens ran out before a constrained reply was complete
+    ├── ToolError              raised by a tool to tell the model what is wrong
+    ├── ToolStepsExceeded      the model still asked for tools after the last step; carries the run
     ├── EmptyReply             the tokens ran out before a word of the reply came
     ├── InputTooLong           an embedding input exceeds what the model reads
     ├── DimensionMismatch      an embedding server returned vectors of another size than declared
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from maxwell.decision import Decision
-    from maxwell.types import Completion
+    from maxwell.types import Completion, ToolRun
 
 # What went wrong with a server, in the terms that decide what happens next.
 Fault = Literal[
@@ -177,8 +179,8 @@ class EmptyReply(MaxwellError):
         self.completion = completion
         spent = "went into reasoning" if completion.reasoning else "brought no text"
         super().__init__(
-            f"{completion.llm}: all {completion.usage.completion_tokens} tokens {spent}; "
-            "raise max_tokens, or ask for less reasoning"
+            f"{completion.llm}: all {completion.usage.completion_tokens} tokens {spent}; raise max_tokens, "
+            "give the thinking room of its own (thinking_tokens), or ask for less of it (reasoning_effort)"
         )
 
 
@@ -198,6 +200,25 @@ class ReplyCutOff(MaxwellError):
         super().__init__(
             f"{completion.llm}: the reply was cut off after {completion.usage.completion_tokens} tokens, "
             "before it obeyed its constraint; raise max_tokens"
+        )
+
+
+class ToolError(MaxwellError):
+    """Raised by a tool, not by Maxwell: its text is what the model is told, and the run goes on."""
+
+
+class ToolStepsExceeded(MaxwellError):
+    """The model still asked for tools after the last step that was allowed.
+
+    Attributes:
+        run: What has come of it so far.
+    """
+
+    def __init__(self, run: ToolRun, most_steps: int) -> None:
+        self.run = run
+        super().__init__(
+            f"{run.completion.llm}: still asks for tools after {most_steps} steps; raise most_steps, "
+            "or look at what the tools answered in error.run.messages"
         )
 
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
-from typing import TYPE_CHECKING, Any, Unpack
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from maxwell.calls import sync_driver
-from maxwell.calls.chat import Call, chat
+from maxwell.calls.chat import Call
 from maxwell.calls.effects import Flow
+from maxwell.calls.obeying import obeying, parsing
 from maxwell.calls.state import PoolState
 from maxwell.decision import Decision
 from maxwell.errors import EmptyReply
 from maxwell.registry.specs import LLMSpec
 from maxwell.requirements import ChatOptions, PromptOptions, chat_call, prompt_messages
-from maxwell.types import Completion, Message
+from maxwell.types import Completion, Message, ToolRun
 
 if TYPE_CHECKING:
     from maxwell.calls.transport import AsyncTransport, SyncTransport
 
 log = logging.getLogger("maxwell")
+
+V = TypeVar("V")
+Prompt = str | list[Message]
 
 
 class TextStream(Iterator[str]):
@@ -122,27 +126,74 @@ class _ChosenLLM:
         return f"{type(self).__name__}({self.name!r})"
 
     def _prompt_flow(self, prompt: str, options: PromptOptions, *, stream: bool) -> Flow[Completion]:
-        rest: dict[str, Any] = dict(options)
-        messages = prompt_messages(prompt, rest.pop("system_prompt", None), rest.pop("images", None))
-        return self._chat_flow(messages, rest, stream=stream)
+        return self._worded(self._call(*_conversation(prompt, options), stream=stream))
 
-    @staticmethod
-    def _whole_text(done: Completion, options: PromptOptions) -> str:
+    def _worded(self, call: Call) -> Flow[Completion]:
+        """Ask; a reply without a word of text, because the tokens ran out, is an error."""
+        done = yield from obeying(self._state, call)
         if done.finish_reason == "length" and not done.text:
             raise EmptyReply(done)
-        if done.finish_reason == "length" and options.get("max_tokens") is None:
+        if done.finish_reason == "length" and call.chat.max_tokens is None:
             log.warning("%s: the reply was cut off after %d tokens", done.llm, done.usage.completion_tokens)
-        return done.text
+        return done
 
-    def _chat_flow(self, messages: list[Message], options: Any, *, stream: bool = False) -> Flow[Completion]:
-        call = Call(
+    def _chat_flow(self, messages: list[Message], options: Any) -> Flow[Completion]:
+        return obeying(self._state, self._call(messages, options))
+
+    def _parse_flow(self, prompt: Prompt, shape: type[V], options: PromptOptions) -> Flow[V]:
+        from maxwell.shapes import shape_of  # few programs need it
+
+        known = shape_of(shape)
+        messages, rest = _conversation(prompt, options)
+        for key in ("json_schema", "grammar", "choices", "regex"):
+            if rest.get(key) is not None:
+                raise TypeError(f"parse has a constraint of its own, the type; drop {key}")
+        call = self._call(messages, {**rest, "json_schema": known.schema})
+        value: V
+        _, value = yield from parsing(self._state, call, known.decode)
+        return value
+
+    def _tools_flow(
+        self, prompt: Prompt, functions: Sequence[Callable[..., Any]], most_steps: int, options: PromptOptions
+    ) -> Flow[ToolRun]:
+        from maxwell.calls.toolrun import run_tools  # few programs need it
+        from maxwell.tools import tool_of
+
+        tools = [tool_of(function) for function in functions]
+        messages, rest = _conversation(prompt, options)
+        if rest.get("tools") is not None:
+            raise TypeError("run_tools makes the tool definitions itself; drop tools")
+        rest["tools"] = [tool.definition for tool in tools]
+
+        def ask(conversation: list[Message]) -> Flow[Completion]:
+            return self._chat_flow(conversation, rest)
+
+        run: ToolRun = yield from run_tools(ask, messages, tools, most_steps=most_steps)
+        return run
+
+    def _call(self, messages: list[Message], options: Any, *, stream: bool = False) -> Call:
+        repair = bool(options.get("repair"))
+        if stream and repair:
+            raise ValueError("a stream cannot be repaired: what was shown cannot be taken back")
+        return Call(
             chat=chat_call(messages, options),
             decision=self.decision,
             pinned=self._pinned,
             stream=stream,
+            repair=repair,
             seconds=options.get("timeout"),
         )
-        return chat(self._state, call)
+
+
+def _conversation(prompt: Prompt, options: PromptOptions) -> tuple[list[Message], dict[str, Any]]:
+    """What is asked as messages, and the options that are left."""
+    rest: dict[str, Any] = dict(options)
+    system_prompt, images = rest.pop("system_prompt", None), rest.pop("images", None)
+    if not isinstance(prompt, list):
+        return prompt_messages(prompt, system_prompt, images), rest
+    if system_prompt is not None or images:
+        raise ValueError("system_prompt and images go with a prompt; messages hold their own")
+    return prompt, rest
 
 
 class LLM(_ChosenLLM):
@@ -165,12 +216,49 @@ class LLM(_ChosenLLM):
             EmptyReply: The tokens ran out before a word of the reply came.
             TypeError, ValueError: The prompt is empty or an option is wrong.
         """
-        flow = self._prompt_flow(prompt, options, stream=False)
-        return self._whole_text(sync_driver.run(flow, self._transport), options)
+        return sync_driver.run(self._prompt_flow(prompt, options, stream=False), self._transport).text
 
     def chat(self, messages: list[Message], **options: Unpack[ChatOptions]) -> Completion:
         """The reply to a conversation, with usage, cost and timings. Raises as `generate` does."""
         return sync_driver.run(self._chat_flow(messages, options), self._transport)
+
+    def parse(self, prompt: Prompt, shape: type[V], **options: Unpack[PromptOptions]) -> V:
+        """The reply as an instance of a type: pydantic model, msgspec Struct, dataclass, TypedDict ...
+
+        Args:
+            prompt: A prompt, or a conversation.
+            shape: The type; its JSON Schema is the reply's constraint.
+            **options: As in `generate`; with `repair=True` a reply that is none is sent back once.
+
+        Raises:
+            ConstraintBroken: The reply is no such instance.
+            ReplyCutOff: The tokens ran out before it was complete.
+            Otherwise as `generate` does.
+        """
+        return sync_driver.run(self._parse_flow(prompt, shape, options), self._transport)
+
+    def run_tools(
+        self,
+        prompt: Prompt,
+        functions: Sequence[Callable[..., Any]],
+        *,
+        most_steps: int = 10,
+        **options: Unpack[PromptOptions],
+    ) -> ToolRun:
+        """Let the LLM call Python functions until it has no more calls; all that was said and done.
+
+        Args:
+            prompt: A prompt, or a conversation.
+            functions: What it may call. Each parameter needs an annotation; the docstring tells what it does.
+            most_steps: Most replies that may ask for tools.
+            **options: As in `generate`.
+
+        Raises:
+            ToolStepsExceeded: It still asked for tools after the last step.
+            TypeError: A function cannot be made a tool.
+            Otherwise as `chat` does, and whatever a function raises but `ToolError`, which the LLM is told.
+        """
+        return sync_driver.run(self._tools_flow(prompt, functions, most_steps, options), self._transport)
 
     def stream(self, prompt: str, **options: Unpack[PromptOptions]) -> TextStream:
         """The reply to `prompt`, piece by piece as it is written.
@@ -195,14 +283,35 @@ class AsyncLLM(_ChosenLLM):
         """The reply to `prompt` as text. See `LLM.generate`."""
         from maxwell.calls import async_driver
 
-        flow = self._prompt_flow(prompt, options, stream=False)
-        return self._whole_text(await async_driver.run(flow, self._transport), options)
+        done = await async_driver.run(self._prompt_flow(prompt, options, stream=False), self._transport)
+        return done.text
 
     async def chat(self, messages: list[Message], **options: Unpack[ChatOptions]) -> Completion:
         """The reply to a conversation. See `LLM.chat`."""
         from maxwell.calls import async_driver
 
         return await async_driver.run(self._chat_flow(messages, options), self._transport)
+
+    async def parse(self, prompt: Prompt, shape: type[V], **options: Unpack[PromptOptions]) -> V:
+        """The reply as an instance of a type. See `LLM.parse`."""
+        from maxwell.calls import async_driver
+
+        return await async_driver.run(self._parse_flow(prompt, shape, options), self._transport)
+
+    async def run_tools(
+        self,
+        prompt: Prompt,
+        functions: Sequence[Callable[..., Any]],
+        *,
+        most_steps: int = 10,
+        **options: Unpack[PromptOptions],
+    ) -> ToolRun:
+        """Let the LLM call functions, coroutine functions among them. See `LLM.run_tools`."""
+        from maxwell.calls import async_driver
+
+        return await async_driver.run(
+            self._tools_flow(prompt, functions, most_steps, options), self._transport
+        )
 
     def stream(self, prompt: str, **options: Unpack[PromptOptions]) -> AsyncTextStream:
         """The reply to `prompt`, piece by piece as it is written. See `LLM.stream`."""

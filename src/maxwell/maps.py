@@ -11,13 +11,14 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
+    Sequence,
     Sized,
 )
 from typing import Any, TypedDict
 
 from maxwell.calls.mapped import Asked, Mapped, Plan
-from maxwell.requirements import Needs, chat_call, prompt_messages, requirements
-from maxwell.types import Message, Tier
+from maxwell.requirements import Needs, chat_call, features_of, prompt_messages, requirements
+from maxwell.types import Message, ReasoningEffort, Tier
 
 __all__ = ["AsyncMapResults", "Item", "MapOptions", "MapResults", "Mapped", "Progress", "planned"]
 
@@ -50,7 +51,14 @@ class MapOptions(TypedDict, total=False):
     stop: str | list[str] | None
     seed: int | None
     tool_choice: str | dict[str, Any] | None
+    json_schema: dict[str, Any] | None
     grammar: str | None
+    choices: Sequence[str] | None
+    regex: str | None
+    repair: bool | None
+    reasoning_effort: ReasoningEffort | None
+    thinking_tokens: int | None
+    images: Sequence[Any] | None
     extra: dict[str, Any] | None
     timeout: float | None
 
@@ -140,12 +148,19 @@ def planned(
         raise TypeError(f"progress must be a function of (done, failed, total), not {progress!r}")
     common = dict(options)
     usual = asked("any", common)  # what is wrong with the options is wrong before the first item
-    read = {"tags": usual.needs.tags, "stop": usual.chat.stop}  # they could be gone through only once
+    constraint = usual.chat.constraint
+    choices = constraint.value if constraint is not None and constraint.kind == "choices" else None
+    read = {
+        "tags": usual.needs.tags,
+        "stop": usual.chat.stop,
+        "choices": choices,
+    }  # they could be gone through only once
     common |= {key: value for key, value in read.items() if common.get(key) is not None}
     return Plan(
         items=iter(items),
         read=lambda item: asked(item, common),
         needs=usual.needs,
+        features=features_of(usual.chat),
         total=len(items) if isinstance(items, Sized) else None,
         ordered=ordered,
         at_most=at_most,
@@ -165,13 +180,14 @@ def asked(item: object, options: Mapping[str, Any]) -> Asked:
     demands = {key: rest.pop(key) for key in Needs.__annotations__ if key in rest and key != "tools"}
     if isinstance(rest.get("tools"), bool):
         demands["tools"] = rest.pop("tools")
-    system_prompt = rest.pop("system_prompt", None)
+    system_prompt, images = rest.pop("system_prompt", None), rest.pop("images", None)
     if messages is None:
-        messages = prompt_messages(prompt, system_prompt)  # type: ignore[arg-type] # it checks
+        messages = prompt_messages(prompt, system_prompt, images)  # type: ignore[arg-type] # it checks
     return Asked(
         chat=chat_call(messages, rest),
         needs=requirements(demands),
         prompt=prompt,
+        repair=bool(rest.get("repair")),
         seconds=rest.get("timeout"),
     )
 
@@ -193,6 +209,7 @@ def _parts(
     prompt, messages = own.pop("prompt", None), own.pop("messages", None)
     if (prompt is None) == (messages is None):
         raise ValueError('an item that is a mapping must have either a "prompt" or "messages"')
-    if messages is not None and own.get("system_prompt") is not None:
-        raise ValueError("system_prompt goes with a prompt; messages begin with their own")
+    for key in ("system_prompt", "images"):
+        if messages is not None and own.get(key) is not None:
+            raise ValueError(f"{key} goes with a prompt; messages hold their own")
     return prompt, messages, {**options, **own}

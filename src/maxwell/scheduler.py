@@ -276,6 +276,9 @@ def _score(c: Candidate, request: Request, assumed: int, weight: float) -> Score
         completion = assumed if assumed < cap else cap
     elif completion > cap:
         return Rejected(spec, "max_completion", completion, cap)
+    thinking = spec.capabilities.thinking_tokens if request.thinking is None else request.thinking
+    if thinking:
+        completion = min(completion + thinking, cap)
     prompt = request.prompt_tokens.get(spec.name) if request.prompt_tokens else None
     if prompt is None:
         assert request.prompt_bytes is not None

@@ -220,6 +220,45 @@ class Completion(Struct, frozen=True, kw_only=True):
         return message
 
 
+class PerformedCall(Struct, frozen=True, kw_only=True):
+    """One call of a tool that was performed for the model.
+
+    Attributes:
+        name: Which tool.
+        arguments: The model's arguments, JSON text.
+        result: What the tool returned; None where it failed.
+        error: What the model was told instead of a result, or "".
+    """
+
+    name: str
+    arguments: str
+    result: Any = None
+    error: str = ""
+
+
+class ToolRun(Struct, frozen=True, kw_only=True):
+    """A conversation in which the model's tool calls were performed until it had no more.
+
+    Attributes:
+        completion: The last reply.
+        messages: The whole conversation, the last reply included; ready to go on with.
+        calls: What was performed, in order.
+        usage: Tokens of all steps together.
+        cost_usd: Price of all steps together, in US dollars.
+    """
+
+    completion: Completion
+    messages: list[Message]
+    calls: list[PerformedCall]
+    usage: Usage
+    cost_usd: float
+
+    @property
+    def text(self) -> str:
+        """Text of the last reply."""
+        return self.completion.text
+
+
 # State of one endpoint. Loading and asleep are not failures.
 HealthState = Literal["unknown", "up", "loading", "asleep", "rate_limited", "misconfigured", "down"]
 

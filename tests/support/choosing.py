@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from maxwell.decision import Candidate, Request
 from maxwell.registry.specs import Capabilities, LLMSpec
-from maxwell.types import Requirements
+from maxwell.types import PLAIN, Features, Requirements
 
 TAGS = ("coding", "fast", "big")
 
@@ -53,7 +53,7 @@ FLAWS: tuple[dict[str, Any], ...] = (
     {"tokens_left": 0},
     {"usd_left": 0.004},
     {"usd_left": 0.0},
-    {"honours_grammar": False},
+    {"cannot": "obeys no grammar"},
     {"blocked": "key", "detail": "no key"},
     {"blocked": "model_missing"},
     *({"state": state} for state in ("unknown", "loading", "rate_limited", "misconfigured", "down")),
@@ -148,5 +148,6 @@ def requests(draw: st.DrawFn, *, routed: bool | None = None, modest: bool = Fals
         needs=Requirements(**needs),
         prompt_bytes=4 * tokens if routed else None,
         extra_tokens=8 if tokens == 1000 else 0,
-        grammar=not modest and draw(st.integers(0, 3)) == 3,
+        features=Features(images=True) if not modest and draw(st.integers(0, 3)) == 3 else PLAIN,
+        thinking=None if modest else draw(st.sampled_from((None, None, 0, 256))),
     )

@@ -8,7 +8,7 @@ import pytest
 
 from maxwell.requirements import chat_call, prompt_messages, request, requirements
 from maxwell.tokens import TEMPLATE_TOKENS_PER_MESSAGE
-from maxwell.types import ChatCall, Message, Requirements
+from maxwell.types import ChatCall, Constraint, Message, Requirements
 
 HELLO: list[Message] = [{"role": "user", "content": "Hello"}]
 
@@ -136,7 +136,7 @@ def test_the_options_of_a_call_are_taken() -> None:
         seed=0,
         tools=[{"type": "function"}],
         tool_choice="auto",
-        grammar='root ::= "a"',
+        constraint=Constraint("grammar", 'root ::= "a"'),
         extra={"top_k": 1},
     )
 

@@ -15,9 +15,17 @@ from maxwell.explain import Flip, flips, refusal, ways_out
 from maxwell.queueing import OCCUPANCY_FACTOR
 from maxwell.registry.specs import Capabilities, LLMSpec
 from maxwell.scheduler import check_weight, decide, request_mills
-from maxwell.types import HealthState, Requirements
+from maxwell.types import PLAIN, Constraint, Features, HealthState, Requirements
 
-ABILITIES = {"reasoning", "vision", "code_specialized", "tools", "slots", "prefill_tokens_per_sec"}
+ABILITIES = {
+    "reasoning",
+    "vision",
+    "code_specialized",
+    "tools",
+    "slots",
+    "prefill_tokens_per_sec",
+    "thinking_tokens",
+}
 
 
 def llm(
@@ -40,10 +48,10 @@ def pool(*specs: LLMSpec, **state: Any) -> list[Candidate]:
     return [Candidate(spec=spec, index=i, **state) for i, spec in enumerate(specs)]
 
 
-def asking(tokens: int | None = None, *, grammar: bool = False, **needs: Any) -> Request:
+def asking(tokens: int | None = None, features: Features = PLAIN, **needs: Any) -> Request:
     """A request with a prompt of about that many tokens, or without one."""
     return Request(
-        needs=Requirements(**needs), prompt_bytes=None if tokens is None else 4 * tokens, grammar=grammar
+        needs=Requirements(**needs), prompt_bytes=None if tokens is None else 4 * tokens, features=features
     )
 
 
@@ -282,11 +290,22 @@ def test_min_speed_and_min_context_look_at_what_is_real() -> None:
     assert reasons(decide(pool(ABLE, context=2048), asking(min_context=4096))) == {"able": "min_context"}
 
 
-def test_a_grammar_needs_a_backend_that_obeys_it() -> None:
+def test_a_constraint_needs_a_backend_that_honours_it() -> None:
     deaf, obedient = pool(llm("deaf"), llm("obedient"))
-    deaf.honours_grammar = False
-    decision = decide([deaf, obedient], asking(100, grammar=True))
-    assert (winner(decision), reasons(decision)) == ("obedient", {"deaf": "grammar"})
+    deaf.cannot = "obeys no grammar"
+    decision = decide([deaf, obedient], asking(100, Features(Constraint("grammar", "root ::= 'x'"))))
+    assert (winner(decision), reasons(decision)) == ("obedient", {"deaf": "cannot"})
+    assert decision.rejected[0].detail == "obeys no grammar"
+
+
+def test_thinking_has_room_besides_the_reply() -> None:
+    thinks = llm("thinks", cap=2000, thinking_tokens=1000)
+    (planned,) = decide(pool(thinks), asking(100, max_completion=300)).ranked
+    assert planned.completion_tokens == 1300
+    (planned,) = decide(pool(thinks), asking(100, max_completion=1500)).ranked
+    assert planned.completion_tokens == 2000
+    without = msgspec.structs.replace(asking(100, max_completion=300), thinking=0)
+    assert decide(pool(thinks), without).ranked[0].completion_tokens == 300
 
 
 def test_a_completion_longer_than_the_model_makes_is_refused() -> None:
@@ -485,7 +504,7 @@ def no(reason: Reason, **fields: Any) -> Rejected:
     [
         (no("vision", need=True), "vision is required"),
         (no("tools", need=False), "tools is excluded"),
-        (no("grammar"), "its backend does not obey grammars"),
+        (no("cannot", note="obeys no grammar"), "obeys no grammar"),
         (no("tags", note="coding, fast"), "lacks tag coding, fast"),
         (no("tier", note="premium"), "tier is free, not premium"),
         (no("min_context", need=32000, have=4096), "context is 4,096 tokens, 32,000 required"),

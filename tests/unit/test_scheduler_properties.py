@@ -12,7 +12,7 @@ from maxwell.decision import Candidate, Decision, Rejected, Request, Scored
 from maxwell.explain import flips, refusal
 from maxwell.registry.specs import Capabilities, LLMSpec
 from maxwell.scheduler import decide
-from maxwell.types import Requirements
+from maxwell.types import PLAIN, Requirements
 
 quick = settings(deadline=None, max_examples=70)
 
@@ -80,7 +80,7 @@ def broken_limits(c: Candidate, chosen: Scored, request: Request) -> list[str]:
         "tier": needs.tier in (None, spec.tier),
         "min_context": context >= (needs.min_context or 0),
         "min_speed": can.speed_tokens_per_sec >= (needs.min_speed or 0),
-        "grammar": c.honours_grammar or not request.grammar,
+        "cannot": not c.cannot or request.features is PLAIN,
         "max_completion": (needs.max_completion or 0) <= can.max_tokens,
         "context": prompt + reply <= context,
         "tokens": c.tokens_left is None or prompt + reply <= c.tokens_left > 0,
@@ -105,7 +105,9 @@ def test_the_reply_planned_is_the_one_asked_for(pool: list[Candidate], request: 
     for scored in decide(pool, request).ranked:
         asked = request.needs.max_completion
         cap = scored.spec.capabilities.max_tokens
-        assert scored.completion_tokens in ((asked,) if asked else (min(512, cap), min(64, cap)))
+        thinking = scored.spec.capabilities.thinking_tokens if request.thinking is None else request.thinking
+        replies = (asked,) if asked else (min(512, cap), min(64, cap))
+        assert scored.completion_tokens in [min(reply + (thinking or 0), cap) for reply in replies]
 
 
 # 3

@@ -10,13 +10,14 @@ from maxwell.backends.base import Backend
 from maxwell.calls.accounts import Account
 from maxwell.calls.admission import Place
 from maxwell.calls.counting import COUNT_LIMITS, chat_tokens
-from maxwell.calls.effects import Close, Exchange, Flow, Limits, Send, TransportError
+from maxwell.calls.effects import Close, Emit, Exchange, Flow, Limits, Send, TransportError
 from maxwell.calls.entries import Entry
 from maxwell.calls.failures import broken, error_body, refusal, transport_failure
 from maxwell.calls.reading import read
 from maxwell.calls.reply import Reply
 from maxwell.calls.samples import Sent, sample_of
 from maxwell.calls.state import PoolState, has_budget
+from maxwell.calls.verdict import judged
 from maxwell.decision import Candidate
 from maxwell.errors import BackendError, StatusError, StreamBroken
 from maxwell.receipts.record import Record
@@ -74,7 +75,9 @@ def attempt(state: PoolState, place: Place, task: Task) -> Flow[Completion]:
     """Ask the server of `place`; the reply is complete and booked when this returns.
 
     Raises:
-        BackendError: It failed; `StreamBroken` once content had begun.
+        BackendError: It failed; `StreamBroken` once content had begun, `ConstraintBroken` where
+            it does not obey.
+        ReplyCutOff: The tokens ran out before a constrained reply was complete.
         BudgetExceeded: The entry's budget has no room for it.
         LedgerError: The entry has a budget and the books cannot be kept.
     """
@@ -83,7 +86,8 @@ def attempt(state: PoolState, place: Place, task: Task) -> Flow[Completion]:
     assert isinstance(spec, LLMSpec)
     backend = entry.backend(state.known(entry))
     _check_possible(entry, place.candidate)
-    likely, cap = yield from _sizes(state, place, backend, task)
+    likely, cap, thinking = yield from _sizes(state, place, backend, task)
+    wrapped = chat.constraint is not None and _is_wrapped(backend, spec, chat)
     account = Account(state, spec, task.record)
     now = state.clock.monotonic
     reply = Reply(spec, likely, now(), task.record.id)
@@ -93,7 +97,7 @@ def attempt(state: PoolState, place: Place, task: Task) -> Flow[Completion]:
     cut = True
     try:
         yield from _reserve(state, entry, backend, task, account, cap)
-        capped = msgspec.structs.replace(chat, max_tokens=account.max_tokens)
+        capped = msgspec.structs.replace(chat, max_tokens=account.max_tokens, thinking_tokens=thinking)
         request = backend.chat(spec, capped, entry.endpoint.key)
         yield from account.send()
         used = sent = True  # from here on the server may be working for us, whatever becomes of this call
@@ -102,7 +106,8 @@ def attempt(state: PoolState, place: Place, task: Task) -> Flow[Completion]:
         exchange = yield from _open(state, entry, backend, request, limits)
         silence = max(reply.began + patience.seconds - now(), 0.001)
         secrets = entry.endpoint.secrets
-        yield from read(exchange, backend, reply, now, emit=task.emit, secrets=secrets, silence=silence)
+        emit = task.emit and not wrapped
+        yield from read(exchange, backend, reply, now, emit=emit, secrets=secrets, silence=silence)
         usage = account.sure(reply.usage, cut=False)
         usd = account.settle(usage)
         used = cut = False  # and booked
@@ -139,7 +144,11 @@ def attempt(state: PoolState, place: Place, task: Task) -> Flow[Completion]:
     took = state.health.note_success(entry.endpoint)
     state.note_read(place.candidate, task.prefix)
     _learn(state, place, task, reply, load_seconds=took or entry.load_to_learn(state.known(entry)))
-    return reply.completion(now(), list(task.tried), usage, usd)
+    whole = reply.completion(now(), list(task.tried), usage, usd)
+    done = judged(whole, chat, wrapped=wrapped, refused=reply.refused)
+    if task.emit and wrapped:
+        yield Emit(done.text)
+    return done
 
 
 def note(
@@ -266,21 +275,36 @@ def _check_possible(entry: Entry, candidate: Candidate) -> None:
         raise StatusError(candidate.cannot, llm=name, kind="unsupported")
 
 
-def _sizes(state: PoolState, place: Place, backend: Backend, task: Task) -> Flow[tuple[int, int]]:
-    """Likely prompt tokens, and how many completion tokens to ask for.
+def _is_wrapped(backend: Backend, spec: LLMSpec, chat: ChatCall) -> bool:
+    """Whether the reply comes as `{"value": ...}`."""
+    assert chat.constraint is not None
+    return backend.constrain(spec, chat.constraint, tools=bool(chat.tools)).wrapped
+
+
+def _thinking(spec: LLMSpec, chat: ChatCall) -> int | None:
+    """Room for thinking besides the reply, in tokens; None = nobody said."""
+    if chat.reasoning_effort == "none":
+        return 0
+    return spec.capabilities.thinking_tokens if chat.thinking_tokens is None else chat.thinking_tokens
+
+
+def _sizes(state: PoolState, place: Place, backend: Backend, task: Task) -> Flow[tuple[int, int, int | None]]:
+    """Likely prompt tokens, how many completion tokens to ask for, and how many of these are for thinking.
 
     The caller's word counts, within the model's cap and context. Where the context leaves less than that,
     the server is asked to count the prompt: an estimate must not cut a reply short.
     """
     candidate = place.candidate
     most = candidate.spec.capabilities.max_tokens
-    wanted = min(task.chat.max_tokens or task.most or most, most)
+    thinking = _thinking(candidate.spec, task.chat)
+    wanted = min((task.chat.max_tokens or task.most or most) + (thinking or 0), most)
     likely = task.size.estimate(task.bytes_per_token or candidate.bytes_per_token)
     if likely + wanted > candidate.context:
         limits = within(state, COUNT_LIMITS, task.deadline)
         counted = yield from chat_tokens(place.entry, backend, task.chat, limits)
         likely = likely if counted is None else counted
-    return likely, min(wanted, max(candidate.context - likely, LEAST_COMPLETION))
+    cap = min(wanted, max(candidate.context - likely, LEAST_COMPLETION))
+    return likely, cap, None if thinking is None else min(thinking, cap // 2)
 
 
 def limits_for(state: PoolState, spec: Spec, deadline: float | None) -> Limits:

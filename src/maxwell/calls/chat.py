@@ -20,6 +20,7 @@ from maxwell.errors import (
     BackendError,
     BudgetExceeded,
     CallTimeout,
+    ConstraintBroken,
     Fault,
     LedgerError,
     StreamBroken,
@@ -49,6 +50,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         decision: Who was chosen, and who else could answer.
         pinned: Whether only the chosen one may answer.
         stream: Whether text is to be emitted as it comes.
+        repair: Whether a reply that breaks its constraint is sent back, so that nobody else is asked.
         measuring: Whether its size was chosen to measure, and says nothing of usual calls.
         seconds: Longest the call may take in all, attempts together; None = no limit.
     """
@@ -57,6 +59,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     decision: Decision
     pinned: bool = False
     stream: bool = False
+    repair: bool = False
     measuring: bool = False
     seconds: float | None = None
 
@@ -72,6 +75,8 @@ def chat(state: PoolState, call: Call) -> Flow[Completion]:
         BudgetExceeded: No budget has room for it.
         LedgerError: What could answer has a budget, and the books cannot be kept.
         StreamBroken: The reply broke off after content had begun.
+        ConstraintBroken: The reply does not obey its constraint.
+        ReplyCutOff: The tokens ran out before a constrained reply was complete.
     """
     with state.receipts.chat(call.decision, call.chat.messages) as record:
         done = yield from _chat(state, call, record)
@@ -99,8 +104,9 @@ def _chat(state: PoolState, call: Call, record: Record) -> Flow[Completion]:
             try:
                 with record.attempt(place.entry.spec):
                     return (yield from attempt(state, place, task))
-            except StreamBroken as error:
-                if call.stream:  # what was shown cannot be taken back
+            except (StreamBroken, ConstraintBroken) as error:
+                # What was shown cannot be taken back.
+                if call.stream or (call.repair and isinstance(error, ConstraintBroken)):
                     raise
                 course.failed.append(error)
             except (BudgetExceeded, LedgerError) as error:

@@ -11,7 +11,7 @@ from maxwell.decision import Request
 from maxwell.errors import EmptyReply, MaxwellError
 from maxwell.requirements import chat_request
 from maxwell.tokens import measure
-from maxwell.types import ChatCall, Completion, Requirements
+from maxwell.types import PLAIN, ChatCall, Completion, Features, Requirements
 
 ItemError = MaxwellError | TypeError | ValueError
 
@@ -49,12 +49,14 @@ class Asked(Struct, frozen=True, kw_only=True):
         chat: The call.
         needs: What is demanded of an LLM, without the prompt.
         prompt: The prompt's text, where it is one prompt.
+        repair: Whether a reply that breaks its constraint is sent back once.
         seconds: Longest that it may take in all, from its first call; None = no limit.
     """
 
     chat: ChatCall
     needs: Requirements
     prompt: str | None = None
+    repair: bool = False
     seconds: float | None = None
 
     def request(self) -> Request:
@@ -69,6 +71,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         items: Where the items come from.
         read: Tells what an item asks. Raises TypeError or ValueError for one that is wrong.
         needs: What all items have in common, to know whose slots count.
+        features: What all of them ask of a server beyond writing text.
         total: How many items there are; None = not known.
         ordered: Whether results are handed out in the items' order, else as they come.
         at_most: Most calls at once; None = as many as there are slots.
@@ -79,6 +82,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     items: Iterator[Any]
     read: Callable[[Any], Asked]
     needs: Requirements
+    features: Features = PLAIN
     total: int | None = None
     ordered: bool = True
     at_most: int | None = None

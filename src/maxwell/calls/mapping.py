@@ -14,9 +14,10 @@ from typing import Any
 
 import msgspec
 
-from maxwell.calls.chat import FINAL, Call, chat
+from maxwell.calls.chat import FINAL, Call
 from maxwell.calls.effects import Emit, First, Flow, Handle, Send, Sleep, Start, Stop
 from maxwell.calls.mapped import Asked, ItemError, Mapped, Plan, Results
+from maxwell.calls.obeying import obeying
 from maxwell.calls.probe import ask_all
 from maxwell.calls.select import choose, insist, learn
 from maxwell.calls.state import PoolState, has_budget
@@ -46,7 +47,7 @@ def mapping(state: PoolState, plan: Plan) -> Flow[None]:
 
     Raises whatever `plan.items` and `plan.progress` raise.
     """
-    yield from learn(state, state.llms, Request(needs=plan.needs))
+    yield from learn(state, state.llms, _common(plan))
     course = _Course(state, plan)
     while True:
         patience = 0.0 if course.results.has_next() else LOOK_AGAIN
@@ -253,7 +254,7 @@ class _Course:
 
     def _anybody(self) -> Flow[Sequence[Scored]]:
         """Who can be chosen at all. Servers that were well may be started again: nobody gives up at once."""
-        decision = self._state.decide(Request(needs=self._plan.needs))
+        decision = self._state.decide(_common(self._plan))
         has_gone_well = self.results.done > self.results.failed
         if decision.ranked or not has_gone_well or not of_the_moment(decision):
             self._away_since = None
@@ -261,7 +262,7 @@ class _Course:
         now = self._state.clock.monotonic()
         self._away_since = now if self._away_since is None else self._away_since
         yield from self._ask_everybody()
-        return self._state.decide(Request(needs=self._plan.needs)).ranked
+        return self._state.decide(_common(self._plan)).ranked
 
     def ended(self, handle: Handle) -> Flow[None]:
         """A call has ended."""
@@ -361,6 +362,11 @@ class _Course:
         return None
 
 
+def _common(plan: Plan) -> Request:
+    """What all items have in common, to know whose slots count."""
+    return Request(needs=plan.needs, features=plan.features)
+
+
 def _call(state: PoolState, run: _Run) -> Flow[Completion]:
     """Choose, and call; see `get_lm` and `LLM.chat`."""
     job, now = run.job, state.clock.monotonic
@@ -371,9 +377,10 @@ def _call(state: PoolState, run: _Run) -> Flow[Completion]:
         chat=job.asked.chat,
         decision=run.decision,
         pinned=name is not None,
+        repair=job.asked.repair,
         seconds=None if job.deadline is None else max(job.deadline - now(), 0.001),
     )
-    return (yield from _watched(chat(state, call), lambda url: run.sent(url, now())))
+    return (yield from _watched(obeying(state, call), lambda url: run.sent(url, now())))
 
 
 def _watched(flow: Flow[Completion], sent: Callable[[str], None]) -> Flow[Completion]:

@@ -29,6 +29,7 @@ class Reply:
         last: When the latest of it came.
         held: Seconds for which whoever reads the text as it comes kept the next piece from being taken in.
         timings: llama.cpp's own measurement.
+        refused: Whether the model refused in words that the server marks as such.
     """
 
     def __init__(self, spec: LLMSpec, prompt_estimate: int, began: float, receipt: str = "") -> None:
@@ -42,6 +43,7 @@ class Reply:
         self.last: float | None = None
         self.held = 0.0
         self.timings: wire.WireTimings | None = None
+        self.refused = False
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._tools: dict[int, list[str]] = {}  # index -> id, name, arguments
@@ -87,6 +89,7 @@ class Reply:
             self.first = self.last
         if text:
             self._text.append(text)
+            self.refused = self.refused or bool(delta.refusal)
         if reasoning:
             self._reasoning.append(reasoning)
         if delta.tool_calls:

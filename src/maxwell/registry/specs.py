@@ -1,4 +1,4 @@
-"""The registry's entries as values: `LLMSpec`, `EmbeddingSpec`, `Registry`.
+"""The registry's entries as values: `LLMSpec`, `EmbeddingSpec`, `RerankerSpec`, `Registry`.
 
 Field names, defaults and ranges are the specification's. Fields it does not name are optional, so that
 every specified file stays valid; they are listed in docs/registry.md.
@@ -34,6 +34,13 @@ class Capabilities(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     tools: Annotated[bool, Meta(description="Can call tools.")] = False
     slots: (
         Annotated[int, Meta(ge=1, description="Requests served at once; asked of the server when absent.")]
+        | None
+    ) = None
+    thinking_tokens: (
+        Annotated[
+            int,
+            Meta(ge=0, description="Room for thinking in tokens, besides the reply's; none when absent."),
+        ]
         | None
     ) = None
     prefill_tokens_per_sec: (
@@ -144,7 +151,41 @@ class EmbeddingSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return not self.cost_per_1k_tokens
 
 
-Spec = LLMSpec | EmbeddingSpec
+class RerankerSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One declared reranker."""
+
+    name: Annotated[Text, Meta(description="Unique identifier.")]
+    api_base: Annotated[Text, Meta(description="Base URL of the reranking API, with or without /v1.")]
+    model: Annotated[Text, Meta(description="Model name.")]
+    max_context: Annotated[int, Meta(ge=1, description="Most tokens of the query and one document.")]
+    tags: Annotated[tuple[Text, ...], Meta(description='Semantic tags, e.g. "default".')] = ()
+    backend: Annotated[BackendName, Meta(description="Server family; found out when absent.")] | None = None
+    cost_per_1k_tokens: Annotated[Price, Meta(description="US dollars per 1000 tokens.")] = 0.0
+    daily_budget_tokens: (
+        Annotated[int, Meta(ge=0, description="Most tokens a day; null = unlimited.")] | None
+    ) = None
+    daily_budget_usd: (
+        Annotated[float, Meta(ge=0.0, description="Most US dollars a day; null = unlimited.")] | None
+    ) = None
+    api_key_env: (
+        Annotated[Text, Meta(description="Environment variable that holds this host's API key.")] | None
+    ) = None
+    timeout_seconds: Annotated[float, Meta(gt=0.0, description="Longest a call may take in all.")] | None = (
+        None
+    )
+
+    @property
+    def price_prompt(self) -> float:
+        """US dollars per 1000 tokens."""
+        return self.cost_per_1k_tokens
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the declared price is zero."""
+        return not self.cost_per_1k_tokens
+
+
+Spec = LLMSpec | EmbeddingSpec | RerankerSpec
 
 
 class RegistryFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -152,6 +193,7 @@ class RegistryFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     llms: tuple[LLMSpec, ...] = ()
     embeddings: tuple[EmbeddingSpec, ...] = ()
+    rerankers: tuple[RerankerSpec, ...] = ()
     schema_version: Annotated[Literal["1.0"], Meta(description="Version of this format.")] = field(
         default="1.0", name="_schema_version"
     )
@@ -173,6 +215,7 @@ class Registry(Struct, frozen=True, kw_only=True):
     Attributes:
         llms: Declared LLMs, in file order.
         embeddings: Declared embeddings, in file order.
+        rerankers: Declared rerankers, in file order.
         budget_timezone: IANA name, or None for the machine's zone.
         path: The file, or None when built from values.
         project: Whether it was found inside a project directory, not named or in the home directory.
@@ -182,6 +225,7 @@ class Registry(Struct, frozen=True, kw_only=True):
 
     llms: tuple[LLMSpec, ...] = ()
     embeddings: tuple[EmbeddingSpec, ...] = ()
+    rerankers: tuple[RerankerSpec, ...] = ()
     budget_timezone: str | None = None
     path: Path | None = None
     project: bool = False

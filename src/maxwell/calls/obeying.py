@@ -1,0 +1,52 @@
+"""A chat call whose reply must obey: what breaks its constraint, or its type, may be sent back once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from msgspec.structs import replace
+
+from maxwell.calls.chat import Call, chat
+from maxwell.calls.effects import Flow
+from maxwell.calls.state import PoolState
+from maxwell.errors import ConstraintBroken
+from maxwell.types import Completion
+
+V = TypeVar("V")
+
+
+def obeying(state: PoolState, call: Call) -> Flow[Completion]:
+    """The reply; with `call.repair` one that breaks its constraint is sent back once. Raises as `chat`."""
+    done, _ = yield from parsing(state, call, str)
+    return done
+
+
+def parsing(state: PoolState, call: Call, read: Callable[[str], V]) -> Flow[tuple[Completion, V]]:
+    """The reply and what `read` makes of its text; a ValueError of `read` breaks the constraint, too.
+
+    Raises as `chat` does.
+    """
+    try:
+        done = yield from chat(state, call)
+        return done, _read(done, read)
+    except ConstraintBroken as error:
+        if not call.repair:
+            raise
+        call = _mended(call, error)
+    done = yield from chat(state, call)
+    return done, _read(done, read)
+
+
+def _read(done: Completion, read: Callable[[str], V]) -> V:
+    try:
+        return read(done.text)
+    except ValueError as error:
+        raise ConstraintBroken(str(error), done) from error
+
+
+def _mended(call: Call, error: ConstraintBroken) -> Call:
+    """The call with the broken reply and what is wrong with it."""
+    why = f"That is not as it must be: {error.violation}. Reply again, with nothing but the corrected text."
+    messages = [*call.chat.messages, error.completion.message, {"role": "user", "content": why}]
+    return replace(call, chat=replace(call.chat, messages=messages), repair=False)
