@@ -10,6 +10,9 @@ import maxwell
 
 pytest_plugins = ["maxwell.testing.fixtures", "ledger_fixtures"]
 
+# Only `make test-vllm` collects these: they need vLLM, which is 3.4 GB.
+collect_ignore = ["vllm"]
+
 SOURCE = Path(maxwell.__file__).resolve().parents[1]
 PROXIES = {"http_proxy", "https_proxy", "all_proxy", "no_proxy", "ftp_proxy"}
 

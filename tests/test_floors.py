@@ -16,13 +16,13 @@ FLOORS = [
     ["__init__"],  # the package's own names, each loaded at first use
     ["lm_pool"],
     ["pools"],
-    ["handles", "vectors", "maps", "homes"],
+    ["handles", "vectors", "rerankers", "maps", "homes"],
     ["calls"],
     ["receipts"],
-    ["explain", "requirements"],
+    ["explain", "requirements", "tools"],
     ["scheduler", "health", "ledger", "backends", "learning", "flights"],
     ["decision", "speed"],
-    ["registry", "tokens", "database", "breaker", "queueing", "prefixes", "constraints", "images"],
+    ["registry", "tokens", "database", "breaker", "queueing", "prefixes", "constraints", "images", "shapes"],
     ["types", "errors", "clock", "ending", "redaction"],
     ["amounts"],
 ]

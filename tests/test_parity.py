@@ -88,7 +88,7 @@ def test_every_effect_is_known_to_both_drivers() -> None:
     """An effect that one driver lacked would work in scripts and fail in services, or the other way round."""
     from maxwell.calls import async_driver, sync_driver
 
-    known = {"Send", "Pull", "Close", "Emit", "Sleep", "Gather", "Aside", "Start", "First", "Stop"}
+    known = {"Send", "Pull", "Close", "Emit", "Sleep", "Gather", "Aside", "Start", "First", "Stop", "Perform"}
     yielded = {
         name
         for name, cls in vars(effects).items()

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
         ReplyCutOff,
         StatusError,
         StreamBroken,
+        ToolError,
+        ToolStepsExceeded,
         UnknownName,
         UnknownReceipt,
     )
@@ -42,12 +44,15 @@ if TYPE_CHECKING:
         LLMPool,
         get_async_embedding,
         get_async_lm,
+        get_async_reranker,
         get_embedding,
         get_lm,
+        get_reranker,
     )
     from maxwell.maps import AsyncMapResults, Mapped, MapResults
-    from maxwell.types import Completion, Timings, ToolCall, Usage
-    from maxwell.vectors import AsyncEmbedding, Embedding
+    from maxwell.rerankers import AsyncReranker, Ranked, Reranker
+    from maxwell.types import Completion, PerformedCall, Timings, ToolCall, ToolRun, Usage
+    from maxwell.vectors import AsyncEmbedding, Embedding, VectorSpaceChanged
 
 __all__ = [
     "LLM",
@@ -56,6 +61,7 @@ __all__ = [
     "AsyncLLM",
     "AsyncLLMPool",
     "AsyncMapResults",
+    "AsyncReranker",
     "AsyncTextStream",
     "BackendError",
     "BadConstraint",
@@ -75,20 +81,29 @@ __all__ = [
     "Mapped",
     "MaxwellError",
     "NoEligibleLM",
+    "PerformedCall",
+    "Ranked",
     "RegistryError",
     "ReplyCutOff",
+    "Reranker",
     "StatusError",
     "StreamBroken",
     "TextStream",
     "Timings",
     "ToolCall",
+    "ToolError",
+    "ToolRun",
+    "ToolStepsExceeded",
     "UnknownName",
     "UnknownReceipt",
     "Usage",
+    "VectorSpaceChanged",
     "get_async_embedding",
     "get_async_lm",
+    "get_async_reranker",
     "get_embedding",
     "get_lm",
+    "get_reranker",
 ]
 
 _HOMES = {
@@ -98,12 +113,15 @@ _HOMES = {
         "LLMPool",
         "get_async_embedding",
         "get_async_lm",
+        "get_async_reranker",
         "get_embedding",
         "get_lm",
+        "get_reranker",
     ),
     "maps": ("AsyncMapResults", "MapResults", "Mapped"),
-    "types": ("Completion", "Timings", "ToolCall", "Usage"),
-    "vectors": ("AsyncEmbedding", "Embedding"),
+    "rerankers": ("AsyncReranker", "Ranked", "Reranker"),
+    "types": ("Completion", "PerformedCall", "Timings", "ToolCall", "ToolRun", "Usage"),
+    "vectors": ("AsyncEmbedding", "Embedding", "VectorSpaceChanged"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

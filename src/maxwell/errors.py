@@ -8,7 +8,7 @@
     ├── LedgerError            the usage ledger cannot be read or written
     ├── UnknownReceipt         there is no such receipt, or it cannot be read
     ├── BadConstraint          a schema, grammar, choice list or regex that is itself wrong
-    ├── ReplyCutOff            the tokens ran out before a constrained reply was complete
+    ├── ReplyCutOff            the tokens ran out before a constrained reply or a tool call was complete
     ├── ToolError              raised by a tool to tell the model what is wrong
     ├── ToolStepsExceeded      the model still asked for tools after the last step; carries the run
     ├── EmptyReply             the tokens ran out before a word of the reply came
@@ -189,7 +189,7 @@ class BadConstraint(MaxwellError, ValueError):
 
 
 class ReplyCutOff(MaxwellError):
-    """A reply that must obey a constraint was cut off by `max_tokens` before it was complete.
+    """A reply that must obey a constraint, or calls a tool, was cut off before it was complete.
 
     Attributes:
         completion: What came: text, usage, cost.
@@ -199,7 +199,7 @@ class ReplyCutOff(MaxwellError):
         self.completion = completion
         super().__init__(
             f"{completion.llm}: the reply was cut off after {completion.usage.completion_tokens} tokens, "
-            "before it obeyed its constraint; raise max_tokens"
+            "before it was complete; raise max_tokens"
         )
 
 
@@ -303,14 +303,12 @@ class ConstraintBroken(BackendError):
     Attributes:
         completion: The reply, with usage and cost.
         violation: In what it does not obey, e.g. "$.age: 'x' is not of type 'integer'".
+        kind: "constraint_broken", or "content_policy" where the model refused in words.
     """
 
-    def __init__(self, violation: str, completion: Completion) -> None:
-        super().__init__(
-            f"the reply does not obey the constraint: {violation}",
-            llm=completion.llm,
-            kind="constraint_broken",
-        )
+    def __init__(self, violation: str, completion: Completion, *, kind: Fault = "constraint_broken") -> None:
+        message = f"the reply does not obey the constraint: {violation}"
+        super().__init__(message, llm=completion.llm, kind=kind)
         self.completion = completion
         self.violation = violation
 

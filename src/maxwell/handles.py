@@ -154,29 +154,37 @@ class _ChosenLLM:
         return value
 
     def _tools_flow(
-        self, prompt: Prompt, functions: Sequence[Callable[..., Any]], most_steps: int, options: PromptOptions
+        self,
+        prompt: Prompt,
+        functions: Sequence[Callable[..., Any]],
+        most_steps: int,
+        options: PromptOptions,
+        *,
+        can_await: bool,
     ) -> Flow[ToolRun]:
         from maxwell.calls.toolrun import run_tools  # few programs need it
-        from maxwell.tools import tool_of
+        from maxwell.tools import tools_of
 
-        tools = [tool_of(function) for function in functions]
+        tools = tools_of(functions, can_await=can_await)
         messages, rest = _conversation(prompt, options)
         if rest.get("tools") is not None:
             raise TypeError("run_tools makes the tool definitions itself; drop tools")
         rest["tools"] = [tool.definition for tool in tools]
 
         def ask(conversation: list[Message]) -> Flow[Completion]:
-            return self._chat_flow(conversation, rest)
+            # What must be called is meant for the first reply; for ever, the run would never end.
+            first = len(conversation) == len(messages)
+            return self._chat_flow(conversation, rest if first else {**rest, "tool_choice": None})
 
         run: ToolRun = yield from run_tools(ask, messages, tools, most_steps=most_steps)
         return run
 
     def _call(self, messages: list[Message], options: Any, *, stream: bool = False) -> Call:
-        repair = bool(options.get("repair"))
+        chat, repair = chat_call(messages, options), bool(options.get("repair"))
         if stream and repair:
             raise ValueError("a stream cannot be repaired: what was shown cannot be taken back")
         return Call(
-            chat=chat_call(messages, options),
+            chat=chat,
             decision=self.decision,
             pinned=self._pinned,
             stream=stream,
@@ -250,15 +258,17 @@ class LLM(_ChosenLLM):
         Args:
             prompt: A prompt, or a conversation.
             functions: What it may call. Each parameter needs an annotation; the docstring tells what it does.
-            most_steps: Most replies that may ask for tools.
-            **options: As in `generate`.
+            most_steps: Most replies; the calls of the last one are performed, too.
+            **options: As in `generate`; `tool_choice` is for the first reply.
 
         Raises:
             ToolStepsExceeded: It still asked for tools after the last step.
+            ReplyCutOff: The tokens ran out in the midst of a call.
             TypeError: A function cannot be made a tool.
             Otherwise as `chat` does, and whatever a function raises but `ToolError`, which the LLM is told.
         """
-        return sync_driver.run(self._tools_flow(prompt, functions, most_steps, options), self._transport)
+        flow = self._tools_flow(prompt, functions, most_steps, options, can_await=False)
+        return sync_driver.run(flow, self._transport)
 
     def stream(self, prompt: str, **options: Unpack[PromptOptions]) -> TextStream:
         """The reply to `prompt`, piece by piece as it is written.
@@ -309,9 +319,8 @@ class AsyncLLM(_ChosenLLM):
         """Let the LLM call functions, coroutine functions among them. See `LLM.run_tools`."""
         from maxwell.calls import async_driver
 
-        return await async_driver.run(
-            self._tools_flow(prompt, functions, most_steps, options), self._transport
-        )
+        flow = self._tools_flow(prompt, functions, most_steps, options, can_await=True)
+        return await async_driver.run(flow, self._transport)
 
     def stream(self, prompt: str, **options: Unpack[PromptOptions]) -> AsyncTextStream:
         """The reply to `prompt`, piece by piece as it is written. See `LLM.stream`."""

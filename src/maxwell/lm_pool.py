@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from maxwell.handles import LLM, AsyncLLM
     from maxwell.pools import AsyncLLMPool, LLMPool
     from maxwell.requirements import Needs
+    from maxwell.rerankers import AsyncReranker, Reranker
     from maxwell.vectors import AsyncEmbedding, Embedding
 
 __all__ = [
@@ -21,8 +22,10 @@ __all__ = [
     "LLMPool",
     "get_async_embedding",
     "get_async_lm",
+    "get_async_reranker",
     "get_embedding",
     "get_lm",
+    "get_reranker",
 ]
 
 
@@ -38,6 +41,13 @@ def get_embedding(name_or_tag: str | None = None, *, registry: Path | str | None
     from maxwell.pools import LLMPool, shared_pool
 
     return shared_pool(LLMPool, registry).get_embedding(name_or_tag)
+
+
+def get_reranker(name_or_tag: str | None = None, *, registry: Path | str | None = None) -> Reranker:
+    """The reranker of that name or tag. See `LLMPool.get_reranker`."""
+    from maxwell.pools import LLMPool, shared_pool
+
+    return shared_pool(LLMPool, registry).get_reranker(name_or_tag)
 
 
 async def get_async_lm(
@@ -56,6 +66,15 @@ async def get_async_embedding(
     from maxwell.pools import AsyncLLMPool, shared_pool
 
     return await shared_pool(AsyncLLMPool, registry).get_embedding(name_or_tag)
+
+
+async def get_async_reranker(
+    name_or_tag: str | None = None, *, registry: Path | str | None = None
+) -> AsyncReranker:
+    """`get_reranker` for coroutines."""
+    from maxwell.pools import AsyncLLMPool, shared_pool
+
+    return await shared_pool(AsyncLLMPool, registry).get_reranker(name_or_tag)
 
 
 def __getattr__(name: str) -> Any:

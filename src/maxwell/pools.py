@@ -13,11 +13,17 @@ from maxwell.calls import sync_driver
 from maxwell.calls.benching import Bench, bench
 from maxwell.calls.benching import Progress as BenchProgress
 from maxwell.calls.effects import Flow, T
+from maxwell.calls.entries import Entry
+from maxwell.calls.locking import Canaries, embed_canaries
+from maxwell.calls.locking import Progress as LockProgress
 from maxwell.calls.mapping import mapping
 from maxwell.calls.retries import shared_budget
-from maxwell.calls.select import choose, choose_embedding, insist
+from maxwell.calls.select import choose, choose_embedding, choose_reranker, insist
+from maxwell.calls.spaces import Spaces
 from maxwell.calls.state import PoolState
 from maxwell.calls.status import Status, statuses
+from maxwell.calls.token_count import TokenCount, count_for_all
+from maxwell.calls.truth import Examined, examine
 from maxwell.clock import Clock, SystemClock
 from maxwell.decision import Decision
 from maxwell.errors import LedgerError
@@ -31,9 +37,11 @@ from maxwell.receipts.book import ReceiptBook
 from maxwell.registry.endpoints import api_key
 from maxwell.registry.load import load
 from maxwell.registry.locate import find, maxwell_home
-from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Registry, Spec
+from maxwell.registry.lock import CANARIES
+from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Registry, RerankerSpec, Spec
 from maxwell.requirements import Needs, request, requirements
-from maxwell.types import Requirements
+from maxwell.rerankers import AsyncReranker, Reranker
+from maxwell.types import Message, Requirements
 from maxwell.vectors import AsyncEmbedding, Embedding
 
 if TYPE_CHECKING:
@@ -88,6 +96,8 @@ class _Pool:
                 database, clock, log_content=log_content, secrets=_secrets(registry, environ)
             ),
         )
+        self._rerankers = [Entry(spec, i, registry, environ) for i, spec in enumerate(registry.rerankers)]
+        self._spaces = Spaces(registry.path, self._state.embeddings, clock)
 
     @property
     def registry(self) -> Registry:
@@ -103,6 +113,11 @@ class _Pool:
     def embeddings(self) -> tuple[EmbeddingSpec, ...]:
         """The declared embeddings, in registry order."""
         return self._state.registry.embeddings
+
+    @property
+    def rerankers(self) -> tuple[RerankerSpec, ...]:
+        """The declared rerankers, in registry order."""
+        return self._state.registry.rerankers
 
     def is_outdated(self) -> bool:
         """Whether the environment's keys, or the user's trust in the registry, may have changed since."""
@@ -124,8 +139,8 @@ class _Pool:
     def usage(self) -> dict[str, Used]:
         """What each entry used today, by name. Raises `LedgerError`."""
         books = self._state.ledger.usage(self._state.today())
-        names = [llm.name for llm in self.llms] + [embedding.name for embedding in self.embeddings]
-        return {name: books.get(name, Used()) for name in names}
+        declared: list[Spec] = [*self.llms, *self.embeddings, *self.rerankers]
+        return {spec.name: books.get(spec.name, Used()) for spec in declared}
 
     def ways_out(self, decision: Decision) -> list[str]:
         """What would make something eligible, nearest first; empty when something is."""
@@ -140,13 +155,16 @@ class _Pool:
         with contextlib.suppress(LedgerError):
             self._live.database.close()
 
+    def _counting(self, names: Sequence[str] | None) -> list[Entry]:
+        return self._state.llms if names is None else [self._state.llm(name) for name in names]
+
     def _choose(self, name: str | None, needs: Requirements) -> Flow[Decision]:
         return choose(self._state, request(needs), name=name, prompt=needs.prompt)
 
 
 def _secrets(registry: Registry, environ: Mapping[str, str]) -> set[str]:
     """Every key that the registry's entries send."""
-    specs: list[Spec] = [*registry.llms, *registry.embeddings]
+    specs: list[Spec] = [*registry.llms, *registry.embeddings, *registry.rerankers]
     return {key for spec in specs if (key := api_key(spec, registry, environ))}
 
 
@@ -193,8 +211,42 @@ class LLMPool(_Pool):
             NoEligibleLM: None of that name or tag can be used now.
             UnknownName: Nothing has that name or tag.
         """
-        entry = self._run(choose_embedding(self._state, name_or_tag))
-        return Embedding(self._state, entry, self._transport, asked=name_or_tag)
+        entry = self._run(choose_embedding(self._state, name_or_tag, self._spaces))
+        return Embedding(self._state, entry, self._transport, asked=name_or_tag, spaces=self._spaces)
+
+    def get_reranker(self, name_or_tag: str | None = None) -> Reranker:
+        """The reranker of that name, else the first usable one with that tag; default tag "default".
+
+        Raises as `get_embedding`.
+        """
+        entry = self._run(choose_reranker(self._state, self._rerankers, name_or_tag))
+        return Reranker(self._state, entry, self._transport, asked=name_or_tag)
+
+    def count_tokens(
+        self,
+        said: str | Sequence[Message],
+        *,
+        names: Sequence[str] | None = None,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> list[TokenCount]:
+        """How many tokens a prompt or a conversation has for these LLMs, or for all.
+
+        Counted by their servers where they can, else estimated and marked so. Raises `UnknownName`.
+        """
+        return self._run(count_for_all(self._state, self._counting(names), said, tools))
+
+    def embed_canaries(
+        self, texts: Sequence[str] = CANARIES, *, progress: LockProgress | None = None
+    ) -> list[Canaries]:
+        """What every embedding makes of a few texts; two that make the same share a vector space.
+
+        `maxwell registry lock` writes it down. Booked like any call.
+
+        Args:
+            texts: What to embed.
+            progress: Is told before each entry its name, how many were asked, and how many there are.
+        """
+        return self._run(embed_canaries(self._state, texts, progress))
 
     def explain(self, name: str | None = None, **needs: Unpack[Needs]) -> Decision:
         """The decision that `get_lm` would take, with every candidate's terms and reasons; calls nothing."""
@@ -202,7 +254,15 @@ class LLMPool(_Pool):
 
     def health(self, *, refresh: bool = False) -> Sequence[Status]:
         """How every entry stands; asks those not asked in the last 30 seconds, or all when `refresh`."""
-        return self._run(statuses(self._state, refresh=refresh))
+        return self._run(statuses(self._state, self._rerankers, refresh=refresh))
+
+    def examine(self) -> list[Examined]:
+        """Compare every field that can be checked with what the servers are, asked now.
+
+        Each embedding that is up makes one vector of one short text, booked like any call; nothing else is
+        generated.
+        """
+        return self._run(examine(self._state, self._rerankers))
 
     def map(
         self,
@@ -301,8 +361,29 @@ class AsyncLLMPool(_Pool):
 
     async def get_embedding(self, name_or_tag: str | None = None) -> AsyncEmbedding:
         """The embedding of that name or tag. See `LLMPool.get_embedding`."""
-        entry = await self._run(choose_embedding(self._state, name_or_tag))
-        return AsyncEmbedding(self._state, entry, self._transport, asked=name_or_tag)
+        entry = await self._run(choose_embedding(self._state, name_or_tag, self._spaces))
+        return AsyncEmbedding(self._state, entry, self._transport, asked=name_or_tag, spaces=self._spaces)
+
+    async def get_reranker(self, name_or_tag: str | None = None) -> AsyncReranker:
+        """The reranker of that name or tag. See `LLMPool.get_reranker`."""
+        entry = await self._run(choose_reranker(self._state, self._rerankers, name_or_tag))
+        return AsyncReranker(self._state, entry, self._transport, asked=name_or_tag)
+
+    async def count_tokens(
+        self,
+        said: str | Sequence[Message],
+        *,
+        names: Sequence[str] | None = None,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> list[TokenCount]:
+        """How many tokens a prompt or a conversation has for these LLMs. See `LLMPool.count_tokens`."""
+        return await self._run(count_for_all(self._state, self._counting(names), said, tools))
+
+    async def embed_canaries(
+        self, texts: Sequence[str] = CANARIES, *, progress: LockProgress | None = None
+    ) -> list[Canaries]:
+        """What every embedding makes of a few texts. See `LLMPool.embed_canaries`."""
+        return await self._run(embed_canaries(self._state, texts, progress))
 
     async def explain(self, name: str | None = None, **needs: Unpack[Needs]) -> Decision:
         """The decision that `get_lm` would take. See `LLMPool.explain`."""
@@ -310,7 +391,11 @@ class AsyncLLMPool(_Pool):
 
     async def health(self, *, refresh: bool = False) -> Sequence[Status]:
         """How every entry stands. See `LLMPool.health`."""
-        return await self._run(statuses(self._state, refresh=refresh))
+        return await self._run(statuses(self._state, self._rerankers, refresh=refresh))
+
+    async def examine(self) -> list[Examined]:
+        """Compare every field with what the servers are. See `LLMPool.examine`."""
+        return await self._run(examine(self._state, self._rerankers))
 
     def map(
         self,

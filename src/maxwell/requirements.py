@@ -173,6 +173,7 @@ def features_of(chat: ChatCall) -> Features:
         tool_choice=chat.tool_choice if chat.tools else None,
         images=bool(links),
         image_links=any(_address(part).startswith("http") for part in links),
+        thinking=chat.reasoning_effort not in (None, "none"),
     )
 
 

@@ -74,6 +74,7 @@ class Features(Struct, frozen=True):
         tool_choice: Which of them it is to call, as in `ChatCall`.
         images: Whether there are images.
         image_links: Whether some of them are given by their address, which the server must be able to fetch.
+        thinking: Whether the call asks for thinking before the reply.
     """
 
     constraint: Constraint | None = None
@@ -81,6 +82,7 @@ class Features(Struct, frozen=True):
     tool_choice: str | dict[str, Any] | None = None
     images: bool = False
     image_links: bool = False
+    thinking: bool = False
 
 
 PLAIN = Features()

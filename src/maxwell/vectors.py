@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from maxwell.calls import sync_driver
 from maxwell.calls.effects import Flow
-from maxwell.calls.embed import embed
+from maxwell.calls.embed import Vectors, embed
 from maxwell.calls.entries import Entry
+from maxwell.calls.spaces import Spaces, VectorSpaceChanged
 from maxwell.calls.state import PoolState
 from maxwell.registry.specs import EmbeddingSpec
 from maxwell.requirements import check_timeout
@@ -16,12 +17,15 @@ from maxwell.requirements import check_timeout
 if TYPE_CHECKING:
     from maxwell.calls.transport import AsyncTransport, SyncTransport
 
+__all__ = ["AsyncEmbedding", "Embedding", "VectorSpaceChanged", "Vectors"]
+
 
 class _ChosenEmbedding:
     """What the sync and the async handle of one embedding share."""
 
-    def __init__(self, state: PoolState, entry: Entry, asked: str | None) -> None:
+    def __init__(self, state: PoolState, entry: Entry, asked: str | None, spaces: Spaces) -> None:
         self._state = state
+        self._spaces = spaces
         self._entry = entry
         self._asked = asked
 
@@ -39,20 +43,32 @@ class _ChosenEmbedding:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
 
-    def _flow(self, texts: Sequence[str], truncate: bool, timeout: float | None) -> Flow[list[list[float]]]:
+    def _flow(self, texts: Sequence[str], truncate: bool, timeout: float | None) -> Flow[Vectors]:
         if isinstance(texts, str) or not all(isinstance(t, str) for t in texts):
             raise TypeError("texts must be a sequence of str; for a single text there is embed()")
         check_timeout(timeout)
-        return embed(self._state, self._entry, texts, asked=self._asked, truncate=truncate, seconds=timeout)
+        return embed(
+            self._state,
+            self._entry,
+            texts,
+            spaces=self._spaces,
+            asked=self._asked,
+            truncate=truncate,
+            seconds=timeout,
+        )
 
 
 class Embedding(_ChosenEmbedding):
-    """A chosen embedding model. Never replaced by another: vectors of different models cannot be compared."""
+    """A chosen embedding model.
+
+    Another entry takes over where its server fails only if the registry's lock proves that it makes the same
+    vectors (see `maxwell registry lock`), and never where it was asked for by name.
+    """
 
     def __init__(
-        self, state: PoolState, entry: Entry, transport: SyncTransport, *, asked: str | None
+        self, state: PoolState, entry: Entry, transport: SyncTransport, *, asked: str | None, spaces: Spaces
     ) -> None:
-        super().__init__(state, entry, asked)
+        super().__init__(state, entry, asked, spaces)
         self._transport = transport
 
     def embed(self, text: str, *, truncate: bool = False, timeout: float | None = None) -> list[float]:
@@ -66,15 +82,20 @@ class Embedding(_ChosenEmbedding):
         Raises:
             InputTooLong: The text is too long for the model.
             DimensionMismatch: The server's vectors have another size than declared.
+            VectorSpaceChanged: The server's vectors are not the ones that the registry's lock records.
             BackendError: The call failed.
+            AllAttemptsFailed: It failed with several servers of one vector space.
             BudgetExceeded: The daily budget has no room for the call.
         """
         return self.embed_many([text], truncate=truncate, timeout=timeout)[0]
 
     def embed_many(
         self, texts: Sequence[str], *, truncate: bool = False, timeout: float | None = None
-    ) -> list[list[float]]:
-        """One vector a text, in the texts' order, however many there are. See `embed`."""
+    ) -> Vectors:
+        """One vector a text, in the texts' order, however many there are. See `embed`.
+
+        The result is a list that also says who made the vectors (`llms`).
+        """
         return sync_driver.run(self._flow(texts, truncate, timeout), self._transport)
 
 
@@ -82,9 +103,9 @@ class AsyncEmbedding(_ChosenEmbedding):
     """A chosen embedding model for use in coroutines: `Embedding`'s methods, awaited."""
 
     def __init__(
-        self, state: PoolState, entry: Entry, transport: AsyncTransport, *, asked: str | None
+        self, state: PoolState, entry: Entry, transport: AsyncTransport, *, asked: str | None, spaces: Spaces
     ) -> None:
-        super().__init__(state, entry, asked)
+        super().__init__(state, entry, asked, spaces)
         self._transport = transport
 
     async def embed(self, text: str, *, truncate: bool = False, timeout: float | None = None) -> list[float]:
@@ -93,7 +114,7 @@ class AsyncEmbedding(_ChosenEmbedding):
 
     async def embed_many(
         self, texts: Sequence[str], *, truncate: bool = False, timeout: float | None = None
-    ) -> list[list[float]]:
+    ) -> Vectors:
         """One vector a text, in the texts' order. See `Embedding.embed_many`."""
         from maxwell.calls import async_driver
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from maxwell.testing.fixtures import FakeServers, WriteRegistry
 Run = Callable[..., Result]
 Start = Callable[..., subprocess.Popen[bytes]]
 OnTerminal = Callable[..., tuple[int, str]]
+PNG = b"\x89PNG\r\n\x1a\n" + b"rest"
 CANARY = "sk-canary-4f9a8b7c6d5e"
 
 
@@ -89,16 +91,13 @@ def test_piped_replies_keep_every_character(
     assert run("ask", "hi").stdout == "a\x1b[1mb\n"
 
 
-def test_options_reach_the_server(run: Run, server: FakeServer, tmp_path: Path) -> None:
-    grammar = tmp_path / "g.gbnf"
-    grammar.write_text('root ::= "yes"')
+def test_options_reach_the_server(run: Run, server: FakeServer) -> None:
     options = ["--max-tokens", "7", "--temperature", "0.25", "--seed", "5", "--stop", "X", "--stop", "Y"]
-    result = run("ask", "hi", *options, "--system", "Be brief.", "--grammar", str(grammar), "--timeout", "30")
+    result = run("ask", "hi", *options, "--system", "Be brief.", "--timeout", "30")
     assert result.exit_code == 0
     body = asked(server)
     assert (body["max_tokens"], body["temperature"], body["seed"]) == (7, 0.25, 5)
     assert body["stop"] == ["X", "Y"]
-    assert body["grammar"] == 'root ::= "yes"'
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
 
 
@@ -322,8 +321,7 @@ def test_no_prompt_on_a_terminal_is_wrong_usage(on_terminal: OnTerminal, server:
         (["--max-tokens", "0"], "0 is not in the range"),
         (["--timeout", "0"], "0.0 is not in the range"),
         (["--timeout", "nan"], "nan is not a number"),
-        (["--grammar", "nowhere.gbnf"], "cannot read the grammar nowhere.gbnf: No such file or directory"),
-        (["--nmae", "x"], "No such option '--nmae'. Did you mean '--name'?"),
+        (["--temprature", "x"], "No such option '--temprature'. Did you mean '--temperature'?"),
     ],
 )
 def test_wrong_options_end_with_2(run: Run, server: FakeServer, options: list[str], words: str) -> None:
@@ -331,6 +329,184 @@ def test_wrong_options_end_with_2(run: Run, server: FakeServer, options: list[st
     assert result.exit_code == 2
     assert words in one_line(result)
     assert server.requests_to("/v1/chat/completions") == []
+
+
+# --- what the reply must obey
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+ANN = '{"name": "Ann", "age": 41}'
+
+
+@pytest.fixture
+def files(isolated_home: Path) -> Path:
+    """The working directory, with files that options may name."""
+    here = Path.cwd()
+    (here / "person.json").write_text(json.dumps(PERSON))
+    (here / "answer.gbnf").write_text('root ::= "yes" | "no"')
+    (here / "cat.png").write_bytes(PNG)
+    return here
+
+
+@pytest.fixture
+def echo(fake_server: FakeServers, write_registry: WriteRegistry) -> FakeServer:
+    """A fake server that says what it is asked, in a registry of one, named tiny."""
+    server = fake_server("llamacpp", reply=last_text, vision=True)
+    write_registry(server.llm_entry("tiny"))
+    return server
+
+
+def last_text(body: dict[str, Any]) -> str:
+    content = body["messages"][-1]["content"]
+    return str(content if isinstance(content, str) else content[-1]["text"])
+
+
+@pytest.mark.parametrize(
+    ("options", "good", "bad"),
+    [
+        (["--json-schema", "person.json"], ANN, '{"name": "Ann"}'),
+        (["--grammar", "answer.gbnf"], "yes", "maybe"),
+        (["--choice", "yes", "--choice", "no"], "no", "maybe"),
+        (["--regex", "[0-9]+"], "1234", "12 apples"),
+    ],
+)
+def test_only_a_reply_that_obeys_is_printed(
+    run: Run, echo: FakeServer, files: Path, options: list[str], good: str, bad: str
+) -> None:
+    result = run("ask", *options, good)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"{good}\n", "")
+    result = run("ask", *options, bad)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert one_line(result).startswith("tiny: the reply does not obey the constraint: ")
+    result = run("ask", "--json", *options, bad)
+    assert (result.exit_code, result.stdout) == (1, "")
+
+
+def test_a_reply_that_is_cut_off_before_it_obeys_is_not_printed(
+    run: Run, echo: FakeServer, files: Path
+) -> None:
+    result = run("ask", "--json-schema", "person.json", "--max-tokens", "3", ANN)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "the reply was cut off after 3 tokens, before it was complete" in one_line(result)
+
+
+def test_a_stream_that_breaks_off_prints_nothing_that_may_not_obey(
+    run: Run, echo: FakeServer, files: Path
+) -> None:
+    echo.fail(faults.Cut(after=3), times=None)
+    result = run("ask", "--json-schema", "person.json", ANN)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "broke off" in one_line(result)
+
+
+def test_a_reply_that_does_not_obey_is_repaired_on_request(
+    run: Run, fake_server: FakeServers, write_registry: WriteRegistry
+) -> None:
+    server = fake_server(reply=lambda body: "no" if len(body["messages"]) > 1 else "nope")
+    write_registry(server.llm_entry("tiny"))
+    options = ["--choice", "yes", "--choice", "no"]
+    assert run("ask", *options, "hi").exit_code == 1
+    result = run("ask", *options, "--repair", "hi")
+    assert (result.exit_code, result.stdout) == (0, "no\n")
+    assert server.requests_to("/v1/chat/completions")[-1].body["messages"][1]["content"] == "nope"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--json-schema", "nowhere.json"], "cannot read the JSON Schema nowhere.json: No such file"),
+        (["--json-schema", "."], "cannot read the JSON Schema .: Is a directory"),
+        (["--json-schema", "answer.gbnf"], "answer.gbnf is not JSON: "),
+        (["--json-schema", "list.json"], "list.json is no JSON Schema, which is an object"),
+        (["--json-schema", "wrong.json"], "wrong.json: json_schema, $.type: 'objec' is"),
+        (["--grammar", "nowhere.gbnf"], "cannot read the grammar nowhere.gbnf: No such file"),
+        (["--grammar", "person.json"], "person.json: grammar"),
+        (["--grammar", "cat.png"], "cat.png is not UTF-8"),
+        (["--regex", "("], "a ( without its )"),
+        (["--choice", "a", "--choice", "a"], "'a' is there twice"),
+        (["--choice", "a", "--regex", "b"], "obeys one thing at a time; --choice and --regex are 2"),
+        (["--repair"], "--repair goes with --json-schema, --grammar, --choice or --regex"),
+        (["--reasoning-effort", "huge"], "'huge' is not one of 'none', 'minimal', 'low', 'medium', 'high'"),
+        (["--thinking-tokens", "-1"], "-1 is not in the range"),
+        (["--image", "nowhere.png"], "cannot read the image nowhere.png: No such file"),
+        (["--image", "person.json"], "person.json is no image that servers read (PNG, JPEG, GIF or WEBP)"),
+        (["--image", "ftp://example.org/cat.png"], "must be http, https or data:, not ftp"),
+        (["--image", "cat.png", "--no-vision"], "--image needs an LLM with vision, and --no-vision"),
+    ],
+)
+def test_wrong_options_for_the_reply_end_with_2(
+    run: Run, echo: FakeServer, files: Path, options: list[str], words: str
+) -> None:
+    (files / "list.json").write_text("[]")
+    (files / "wrong.json").write_text('{"type": "objec"}')
+    result = run("ask", *options, "hi")
+    assert result.exit_code == 2
+    assert words in one_line(result)
+    assert one_line(result).endswith("; see `maxwell ask --help`")
+    assert echo.requests == []
+
+
+# --- images and thinking
+
+
+def test_images_go_before_the_prompt(run: Run, echo: FakeServer, files: Path) -> None:
+    result = run("ask", "--image", "cat.png", "--image", "https://example.org/dog.png", "What is this?")
+    assert (result.exit_code, result.stdout) == (0, "What is this?\n")
+    [message] = asked(echo)["messages"]
+    cat, dog, text = message["content"]
+    assert cat["image_url"]["url"] == "data:image/png;base64," + base64.b64encode(PNG).decode()
+    assert dog["image_url"]["url"] == "https://example.org/dog.png"
+    assert text == {"type": "text", "text": "What is this?"}
+
+
+@pytest.mark.parametrize("form", ["--json", "--no-stream"])
+def test_images_go_along_whatever_is_printed(run: Run, echo: FakeServer, files: Path, form: str) -> None:
+    assert run("ask", form, "--image", "cat.png", "hi").exit_code == 0
+    assert len(asked(echo)["messages"][0]["content"]) == 2
+
+
+def test_images_need_an_llm_with_vision(
+    run: Run, echo: FakeServer, fake_server: FakeServers, write_registry: WriteRegistry, files: Path
+) -> None:
+    blind = fake_server(reply="I see nothing.")
+    fast = {"speed_tokens_per_sec": 900}
+    write_registry(blind.llm_entry("blind", capabilities=fast), echo.llm_entry("tiny"))
+    assert run("ask", "hi").stdout == "I see nothing.\n"
+    assert run("ask", "--image", "cat.png", "hi").stdout == "hi\n"
+    write_registry(blind.llm_entry("blind"))
+    result = run("ask", "--image", "cat.png", "hi")
+    assert result.exit_code == 4
+    assert "blind: vision is required" in one_line(result)
+
+
+def test_a_large_image_does_not_count_by_its_bytes(run: Run, echo: FakeServer, files: Path) -> None:
+    (files / "big.png").write_bytes(PNG + bytes(2_000_000))
+    assert run("ask", "--image", "big.png", "hi").stdout == "hi\n"  # in a context of 4,096
+
+
+def test_how_much_to_think_reaches_the_server(run: Run, echo: FakeServer) -> None:
+    options = ["--reasoning-effort", "low", "--thinking-tokens", "300", "--max-tokens", "100"]
+    assert run("ask", *options, "hi").exit_code == 0
+    body = asked(echo)
+    assert body["max_tokens"] == 400
+    assert body["reasoning_effort"] == "low"
+
+
+def test_no_room_for_thinking_is_not_the_same_as_nothing_said(
+    run: Run, fake_server: FakeServers, write_registry: WriteRegistry
+) -> None:
+    server = fake_server()
+    write_registry(server.llm_entry("tiny", capabilities={"thinking_tokens": 200}))
+    run("ask", "--max-tokens", "50", "hi")
+    run("ask", "--max-tokens", "50", "--thinking-tokens", "0", "hi")
+    assert [r.body["max_tokens"] for r in server.requests_to("/v1/chat/completions")] == [250, 50]
+
+
+# --- who may be asked
 
 
 def test_an_unknown_name_suggests_near_ones(

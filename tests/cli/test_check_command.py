@@ -125,6 +125,15 @@ def test_generates_nothing(run: Run, fake_server: FakeServers, write_registry: W
     assert not server.requests_to("/v1/chat/completions")
 
 
+def test_only_deep_makes_a_vector(run: Run, fake_server: FakeServers, write_registry: WriteRegistry) -> None:
+    server = fake_server(embeddings=True)
+    write_registry(server.embedding_entry("vectors"))
+    assert run("check").exit_code == 0
+    assert not server.requests_to("/v1/embeddings")
+    assert run("check", "--deep").exit_code == 0
+    assert len(server.requests_to("/v1/embeddings")) == 1
+
+
 def test_json_tells_everything(run: Run, fake_server: FakeServers, write_registry: WriteRegistry) -> None:
     file = write_registry(fake_server().llm_entry("chat"), unreachable("gone"))
     result = run("check", "--json")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -18,11 +19,13 @@ from maxwell.testing.fixtures import FakeServers, WriteRegistry
 Run = Callable[..., Result]
 OnTerminal = Callable[..., tuple[int, str]]
 Start = Callable[..., subprocess.Popen[bytes]]
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def echo(body: dict[str, Any]) -> str:
     """The last message's text, in capitals."""
-    return str(body["messages"][-1]["content"]).upper()
+    content = body["messages"][-1]["content"]
+    return str(content if isinstance(content, str) else content[-1]["text"]).upper()
 
 
 @pytest.fixture
@@ -110,6 +113,157 @@ def test_json_lines_have_options_and_ids_of_their_own(run: Run, registry: Path, 
     assert records(run("map", str(plain), "--jsonl").stdout)[0]["text"] == "ONE"
 
 
+# --- what the replies must obey, images, thinking
+
+
+def test_a_reply_that_does_not_obey_is_no_answer(
+    run: Run, write_registry: WriteRegistry, server: FakeServer
+) -> None:
+    write_registry(server.llm_entry("one"))
+    result = run("map", "-", "--choice", "YES", "--choice", "NO", input="yes\nmaybe\nno\n")
+    assert result.exit_code == 1
+    first, second, third = records(result.stdout)
+    assert (first["text"], third["text"]) == ("YES", "NO")
+    assert "text" not in second
+    assert second["kind"] == "constraint_broken"
+    assert "the reply does not obey the constraint: " in second["error"]
+
+
+def test_lines_have_constraints_of_their_own(
+    run: Run, write_registry: WriteRegistry, fake_server: FakeServers
+) -> None:
+    server = fake_server(
+        reply=lambda body: body["messages"][0]["content"] if len(body["messages"]) < 2 else "7"
+    )
+    write_registry(server.llm_entry("one"))
+    lines = [
+        {"prompt": "12", "regex": "[0-9]+"},
+        {"prompt": "twelve", "regex": "[0-9]+"},
+        {"prompt": "seven", "regex": "[0-9]+", "repair": True},
+        {"prompt": '{"a": 1}', "json_schema": {"type": "object", "required": ["a"]}},
+        {"prompt": "yes", "grammar": 'root ::= "yes"'},
+        {"prompt": "anything"},
+    ]
+    found = records(run("map", "-", "--jsonl", input="\n".join(map(json.dumps, lines))).stdout)
+    assert [r.get("text") for r in found] == ["12", None, "7", '{"a": 1}', "yes", "anything"]
+
+
+def test_how_much_to_think_is_of_the_line_or_of_all(
+    run: Run, write_registry: WriteRegistry, server: FakeServer
+) -> None:
+    write_registry(server.llm_entry("one"))
+    lines = [{"prompt": "a"}, {"prompt": "b", "thinking_tokens": 0, "reasoning_effort": "none"}]
+    options = ["--max-tokens", "50", "--thinking-tokens", "30", "--reasoning-effort", "high"]
+    assert run("map", "-", "--jsonl", *options, input="\n".join(map(json.dumps, lines))).exit_code == 0
+    bodies = {r.body["messages"][0]["content"]: r.body for r in server.requests_to("/v1/chat/completions")}
+    assert (bodies["a"]["max_tokens"], bodies["a"]["reasoning_effort"]) == (80, "high")
+    assert bodies["b"]["max_tokens"] == 50
+
+
+@pytest.fixture
+def seeing(fake_server: FakeServers, write_registry: WriteRegistry) -> FakeServer:
+    """A server with vision, beside one without."""
+    server = fake_server(reply=echo, vision=True)
+    write_registry(fake_server(reply="blind").llm_entry("blind"), server.llm_entry("seeing"))
+    return server
+
+
+def pictures(server: FakeServer) -> dict[str, list[bytes]]:
+    """What each prompt was shown."""
+    shown = {}
+    for request in server.requests_to("/v1/chat/completions"):
+        *images, text = request.body["messages"][-1]["content"]
+        urls = [image["image_url"]["url"] for image in images]
+        shown[text["text"]] = [base64.b64decode(url.partition(",")[2]) for url in urls]
+    return shown
+
+
+def test_images_of_a_line_are_found_beside_the_file(run: Run, seeing: FakeServer, tmp_path: Path) -> None:
+    there = tmp_path / "data" / "pictures"
+    there.mkdir(parents=True)
+    (there / "cat.png").write_bytes(PNG + b"cat")
+    (tmp_path / "dog.png").write_bytes(PNG + b"dog")
+    file = there.parent / "requests.jsonl"
+    lines = [
+        {"prompt": "one", "images": ["pictures/cat.png", str(tmp_path / "dog.png")]},
+        {"prompt": "two", "images": ["data:image/png;base64," + base64.b64encode(PNG).decode()]},
+    ]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    result = run("map", str(file))
+    assert result.exit_code == 0
+    assert {r["llm"] for r in records(result.stdout)} == {"seeing"}
+    assert pictures(seeing) == {"one": [PNG + b"cat", PNG + b"dog"], "two": [PNG]}
+
+
+def test_images_of_all_go_with_each_prompt_that_has_none(run: Run, seeing: FakeServer) -> None:
+    Path("cat.png").write_bytes(PNG + b"cat")
+    Path("dog.png").write_bytes(PNG + b"dog")
+    lines = [{"prompt": "one"}, {"prompt": "two", "images": ["dog.png"]}]
+    result = run("map", "-", "--jsonl", "--image", "cat.png", input="\n".join(map(json.dumps, lines)))
+    assert result.exit_code == 0
+    assert pictures(seeing) == {"one": [PNG + b"cat"], "two": [PNG + b"dog"]}
+    conversation = '{"messages": [{"role": "user", "content": "a"}]}'
+    refused = run("map", "-", "--jsonl", "--image", "cat.png", input=conversation)
+    assert refused.exit_code == 2
+    assert "images go with prompts; messages hold their own" in one_line(refused)
+
+
+def test_a_directory_may_be_moved_between_two_runs_but_not_change(
+    run: Run, seeing: FakeServer, tmp_path: Path
+) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    (before / "cat.png").write_bytes(PNG)
+    (before / "requests.jsonl").write_text('{"prompt": "one", "images": ["cat.png"]}')
+    out = tmp_path / "out.jsonl"
+    assert run("map", str(before / "requests.jsonl"), "--out", str(out)).exit_code == 0
+    before.rename(after)
+    again = ["map", str(after / "requests.jsonl"), "--out", str(out)]
+    assert "had been answered before" in run(*again).stderr
+    (after / "cat.png").write_bytes(PNG + b"another")
+    assert "is about another prompt or other options" in one_line(run(*again))
+
+
+def test_other_images_or_constraints_for_all_are_other_options_but_repair_is_not(
+    run: Run, seeing: FakeServer, tmp_path: Path
+) -> None:
+    Path("cat.png").write_bytes(PNG + b"cat")
+    command = ["map", "-", "--out", str(tmp_path / "out.jsonl"), "--image", "cat.png", "--regex", "[A-Z]+"]
+    assert run(*command, input="one\n").exit_code == 0
+    for other in ([], ["--repair"]):
+        assert "had been answered before" in run(*command, *other, input="one\n").stderr
+    assert run(*command[:-1], "[A-Z]*", input="one\n").exit_code == 2
+    Path("cat.png").write_bytes(PNG + b"dog")
+    assert run(*command, input="one\n").exit_code == 2
+
+
+def test_images_without_anybody_who_sees_are_one_error(
+    run: Run, write_registry: WriteRegistry, fake_server: FakeServers
+) -> None:
+    write_registry(fake_server().llm_entry("blind"))
+    Path("cat.png").write_bytes(PNG)
+    result = run("map", "-", "--image", "cat.png", input="one\ntwo\n")
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert "blind: vision is required" in one_line(result)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--image", "nowhere.png"], "cannot read the image nowhere.png"),
+        (["--grammar", "nowhere.gbnf"], "cannot read the grammar nowhere.gbnf"),
+        (["--choice", "a", "--regex", "b"], "one thing at a time"),
+    ],
+)
+def test_wrong_options_end_with_2(
+    run: Run, registry: Path, prompts: Path, server: FakeServer, options: list[str], words: str
+) -> None:
+    result = run("map", str(prompts), *options)
+    assert result.exit_code == 2
+    assert words in one_line(result)
+    assert asked(server) == []
+
+
 # --- what fails
 
 
@@ -172,11 +326,24 @@ def test_bad_prompts_are_refused(run: Run, registry: Path, content: Any, words: 
         ('{"prompt": "a", "temperature": 9}', "temperature must be from 0 to 2"),
         ('{"prompt": "a", "id": 1.5}', '"id" must be a text or a whole number'),
         ('{"messages": [{"role": "user", "content": "a"}]}', "--system goes with prompts"),
+        ('{"prompt": "a", "regex": "("}', "a ( without its )"),
+        ('{"prompt": "a", "regex": "b", "choices": ["c", "d"]}', "choices and regex are given"),
+        ('{"prompt": "a", "json_schema": {"type": "objec"}}', "'objec' is not"),
+        ('{"prompt": "a", "repair": 1}', "repair must be True or False"),
+        ('{"prompt": "a", "reasoning_effort": "huge"}', "reasoning_effort must be none, minimal"),
+        ('{"prompt": "a", "thinking_tokens": -1}', "thinking_tokens must be 0 or more"),
+        ('{"prompt": "a", "images": "cat.png"}', "images must be a list of paths and addresses"),
+        ('{"prompt": "a", "images": [7]}', "images must be a list of paths and addresses"),
+        ('{"prompt": "a", "images": [""]}', "the path of the image is empty"),
+        ('{"prompt": "a", "images": ["nowhere.png"]}', "cannot read the image nowhere.png: No such file"),
+        ('{"prompt": "a", "images": ["page.pdf"]}', "page.pdf is a PDF document"),
+        ('{"prompt": "a", "images": ["ftp://example.org"]}', "must be http, https or data:, not ftp"),
     ],
 )
 def test_bad_lines_are_refused_before_anything_is_asked(
     run: Run, registry: Path, server: FakeServer, line: str, words: str
 ) -> None:
+    Path("page.pdf").write_bytes(b"%PDF-1.7")
     result = run("map", "-", "--jsonl", "--system", "x", input=f'{{"prompt": "a"}}\n{line}\n')
     assert result.exit_code == 2
     assert words in one_line(result)

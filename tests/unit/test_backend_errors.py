@@ -164,7 +164,7 @@ VLLM: list[tuple[int, bytes, Fault]] = [
         400,
         b'{"error":{"message":"max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)","type":'
         b'"BadRequestError","param":"max_tokens","code":400}}',
-        "bad_request",
+        "context_overflow",  # Maxwell never asks for none: the prompt left no room
     ),
     (
         400,
@@ -326,6 +326,60 @@ OTHERS: list[tuple[int, bytes, Fault]] = [
     # Google sends a list
     (400, b'[{"error":{"code":400,"message":"API key not valid. Please pass a valid API key."}}]', "auth"),
 ]
+
+# Further wordings, by the row of servers and services that have them; written after their sources where no
+# version is given.
+FURTHER: list[tuple[str, int, bytes, Fault]] = [
+    ("llama.cpp b11549: text to embed too long", 500, b'{"error":{"code":500,"message":"input (2400 tokens) is too large to process. increase the physical batch size (current batch size: 512)","type":"server_error"}}', "context_overflow"),
+    ("llama.cpp b11549: no reranker", 501, b'{"error":{"code":501,"message":"This server does not support reranking. Start it with `--reranking`","type":"not_supported_error"}}', "unsupported"),
+    ("vLLM: queue is full", 503, b'{"error":{"message":"Service Unavailable","type":"ServiceUnavailableError","param":null,"code":503}}', "overloaded"),
+    ("vLLM: queue is full, older", 503, b'{"error":{"message":"Server overloaded","type":"Service Unavailable","code":503}}', "overloaded"),
+    ("vLLM: scaling", 503, b'{"error":"The model is currently scaling. Please try again later."}', "loading"),
+    ("vLLM: engine dead", 500, b'{"error":{"message":"EngineCore encountered an issue. See stack trace (above) for the root cause.","type":"InternalServerError","param":null,"code":500}}', "server_error"),
+    ("vLLM: model without that API", 501, b'{"error":{"message":"The model does not support Score API","type":"NotImplementedError","param":null,"code":501}}', "unsupported"),
+    ("vLLM: image out of reach", 422, b'{"error":{"message":"Failed to load image from URL http://x/a.png","type":"UnprocessableEntityError","param":null,"code":422}}', "bad_request"),
+    ("vLLM 0.32.0: fewer than no tokens", 400, b'{"error":{"message":"max_tokens must be at least 1, got -5. (parameter=max_tokens, value=-5)","type":"BadRequestError","param":"max_tokens","code":400}}', "bad_request"),
+    ("vLLM 0.32.0: no such dimension", 400, b'{"error":{"message":"Model \'tiny-embed\' does not support Matryoshka embeddings; dimensions must be unset (received dimensions=16).","type":"BadRequestError","param":null,"code":400}}', "unsupported"),
+    ("vLLM on /v1/messages", 400, b'{"type":"error","error":{"type":"invalid_request_error","message":"This model\'s maximum context length is 2048 tokens."}}', "context_overflow"),
+    ("Ollama: text to embed too long", 400, b'{"error":"the input length exceeds the context length"}', "context_overflow"),
+    ("Ollama: the same, with 500", 500, b'{"error":"the input length exceeds the context length"}', "context_overflow"),
+    ("Ollama: llama.cpp's error in its own", 400, b'{"error":"{\\"error\\":{\\"code\\":400,\\"message\\":\\"request (2622 tokens) exceeds the available context size (512 tokens), try increasing it\\",\\"type\\":\\"exceed_context_size_error\\"}}"}', "context_overflow"),
+    ("Ollama: no tools", 400, b'{"error":{"message":"registry.ollama.ai/library/gemma:2b does not support tools","type":"api_error","param":null,"code":null}}', "unsupported"),
+    ("Ollama: no images", 400, b'{"error":{"message":"this model is missing data required for image input","type":"invalid_request_error","param":null,"code":null}}', "unsupported"),
+    ("Ollama: not in memory", 500, b'{"error":"model requires more system memory (5.6 GiB) than is available (3.1 GiB)"}', "server_error"),
+    ("TGI: unhealthy", 503, b'{"error":"unhealthy","error_type":"healthcheck"}', "overloaded"),
+    ("TGI: tools beside a constraint", 422, b'{"error":"Tool error: Grammar and tools are mutually exclusive","error_type":"tool_error"}', "bad_request"),
+    ("TEI: not that kind of model", 424, b'{"error":"model is not a re-ranker model","error_type":"Backend"}', "unsupported"),
+    ("TEI: backend failed", 424, b'{"error":"Model backend error: CUDA_ERROR","error_type":"Backend"}', "server_error"),
+    ("TEI: too many texts", 413, b'{"error":"batch size 64 > maximum allowed batch size 32","error_type":"Validation"}', "bad_request"),
+    ("TEI: queue is full", 429, b'{"error":"Model is overloaded","error_type":"Overloaded"}', "overloaded"),
+    ("infinity 0.0.78: empty list", 422, b'{"detail":[{"type":"too_short","loc":["body","text","input","list[constrained-str]"],"msg":"List should have at least 1 item after validation, not 0","input":[],"ctx":{"field_type":"List","min_length":1,"actual_length":0}}]}', "bad_request"),
+    ("infinity: not that kind of model", 400, b'{"error":{"message":"ModelNotDeployedError: model=`m` does not support `rerank`. Reason: the loaded moded cannot fullyfill `rerank`.","type":null,"param":null,"code":400}}', "unsupported"),
+    ("LiteLLM: context", 400, b'{"error":{"message":"litellm.ContextWindowExceededError: litellm.BadRequestError: ContextWindowExceededError: OpenAIException - too long","type":null,"param":null,"code":"400"}}', "context_overflow"),
+    ("LiteLLM: model", 400, b'{"error":{"message":"/chat/completions: Invalid model name passed in model=x. Call `/v1/models` to view available models for your key.","type":"invalid_request_error","param":"None","code":"400"}}', "model_missing"),
+    ("LiteLLM: model not for this key", 401, b'{"error":{"message":"key not allowed to access model. This key can only access models=[\'a\'].","type":"key_model_access_denied","param":"model","code":"401"}}', "auth"),
+    ("LiteLLM: draining", 503, b'{"error":{"message":"Server is shutting down","type":"service_unavailable","code":"503"}}', "overloaded"),
+    ("LM Studio: context", 400, b'{"error":"Trying to keep the first 5000 tokens when context the overflows. However, the model is loaded with context length of only 4096 tokens, which is not enough. Try to load the model with a larger context length, or provide a shorter input"}', "context_overflow"),
+    ("LM Studio: nothing loaded", 404, b'{"error":{"message":"No models loaded. Please load a model in the developer page or use the `lms load` command.","type":"invalid_request_error","param":"model","code":"model_not_found"}}', "model_missing"),
+    ("OpenAI: more than a minute's tokens", 429, openai("Request too large for gpt-4o in organization org-x on tokens per min (TPM): Limit 30000, Requested 45000.", "rate_limit_exceeded", "tokens"), "context_overflow"),
+    ("OpenAI: string too long", 400, openai("Invalid 'messages[0].content': string too long. Expected a string with maximum length 10485760.", "string_above_max_length"), "context_overflow"),
+    ("OpenAI: image that is none", 400, openai("You uploaded an unsupported image. Please make sure your image is valid.", "invalid_image_format"), "bad_request"),
+    ("OpenAI: too many tokens to embed at once", 400, openai("Requested 320000 tokens, max 300000 tokens per request", "max_tokens_per_request"), "bad_request"),
+    ("Anthropic: key", 401, b'{"type":"error","error":{"type":"authentication_error","message":"invalid x-api-key"}}', "auth"),
+    ("Anthropic: may not", 403, b'{"type":"error","error":{"type":"permission_error","message":"no"}}', "auth"),
+    ("Anthropic: no credit", 400, b'{"type":"error","error":{"type":"invalid_request_error","message":"Your credit balance is too low to access the Anthropic API."}}', "quota"),
+    ("Cohere: context", 400, b'{"message":"too many tokens: size limit exceeded by 11326 tokens. Try using shorter or fewer inputs."}', "context_overflow"),
+    ("Jina: context", 422, b'{"detail":"Failed to encode text. Single text cannot exceed 8,194 tokens. 17000 tokens given."}', "context_overflow"),
+    ("Mistral: context", 400, b'{"object":"error","message":"Prompt contains 40000 tokens and 0 draft tokens, too large for model with 32768 maximum context length","type":"invalid_request_prompt","param":null,"code":"3051"}', "context_overflow"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"), [row[1:] for row in FURTHER], ids=[row[0] for row in FURTHER]
+)
+def test_further_wordings_are_classified(status: int, body: bytes, kind: Fault) -> None:
+    assert refuse(status, body).kind == kind
+
 
 QUOTA = [
     "credit_balance_exhausted",
@@ -571,6 +625,65 @@ EPOCH = 1795385581.0
 )
 def test_retry_after(headers: dict[str, str], now: float | None, seconds: float | None) -> None:
     assert refuse(429, b"", headers, now=now).retry_after == seconds
+
+
+# --- further headers
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"x-ratelimit-reset-requests": "6m0s"}, 360.0),
+        ({"x-ratelimit-reset-tokens": "12ms"}, 0.012),
+        ({"x-ratelimit-reset-tokens": "1h2m3.5s"}, 3723.5),
+        ({"x-ratelimit-reset-tokens": "2m59.56s"}, 179.56),
+        ({"x-ratelimit-reset-tokens": "7.66"}, 7.66),
+        ({"x-ratelimit-reset": "30"}, 30.0),
+        ({"x-ratelimit-reset": "1795385641", "date": DATE}, 60.0),
+        ({"x-ratelimit-reset": "1795385641000", "date": DATE}, 60.0),  # OpenRouter counts milliseconds
+        ({"x-ratelimit-reset": "1795385521000", "date": DATE}, 0.0),
+        ({"x-ratelimit-reset": "1795385641"}, 60.0),
+        # The limit that is used up counts; without knowing which, the one that ends first.
+        ({"x-ratelimit-reset-requests": "20s", "x-ratelimit-reset-tokens": "6m0s"}, 20.0),
+        ({"x-ratelimit-reset-requests": "20s", "x-ratelimit-reset-tokens": "6m0s", "x-ratelimit-remaining-tokens": "0", "x-ratelimit-remaining-requests": "59"}, 360.0),
+        ({"x-ratelimit-reset-requests": "20s", "x-ratelimit-reset-tokens": "6m0s", "x-ratelimit-remaining-tokens": "0", "x-ratelimit-remaining-requests": "0"}, 360.0),
+        # What is asked for in so many words goes before.
+        ({"retry-after": "5", "x-ratelimit-reset-tokens": "6m0s"}, 5.0),
+        ({"retry-after-ms": "5", "x-ratelimit-reset-tokens": "6m0s"}, 0.005),
+        ({"retry-after": "soon", "x-ratelimit-reset-tokens": "6m0s"}, 360.0),
+        ({"x-ratelimit-reset-tokens": ""}, None),
+        ({"x-ratelimit-reset-tokens": "soon"}, None),
+        ({"x-ratelimit-reset-tokens": "5x"}, None),
+        ({"x-ratelimit-reset-tokens": "-5s"}, None),
+        ({"x-ratelimit-reset-tokens": "1.2.3s"}, None),
+        ({"x-ratelimit-reset-tokens": "9" * 400 + "s"}, None),
+    ],
+)  # fmt: skip
+def test_when_a_limit_begins_anew_stands_in_for_retry_after(
+    headers: dict[str, str], seconds: float | None
+) -> None:
+    assert refuse(429, b"", headers, now=EPOCH).retry_after == (
+        None if seconds is None else pytest.approx(seconds)
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "status", "kind"),
+    [
+        ("false", 429, "quota"),  # waiting does not mend it
+        ("true", 429, "rate_limited"),
+        ("true", 400, "server_error"),  # it passes
+        ("False ", 429, "quota"),
+        ("false", 400, "bad_request"),
+        ("false", 503, "overloaded"),
+        ("false", 500, "server_error"),
+        ("true", 401, "auth"),
+        ("true", 413, "context_overflow"),
+        ("perhaps", 429, "rate_limited"),
+    ],
+)
+def test_a_server_that_says_whether_to_ask_again_is_believed(told: str, status: int, kind: Fault) -> None:
+    assert refuse(status, b"", {"x-should-retry": told}).kind == kind
 
 
 # --- secrets

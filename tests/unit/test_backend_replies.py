@@ -515,15 +515,15 @@ TINY = "models/tiny-chat.gguf"
         (VLLM_MODELS, (ServedModel("tiny-vllm", context=2048), ServedModel("lora")), "vllm"),
         (
             b'{"object":"list","data":[{"id":"models/tiny-chat.gguf","object":"model","owned_by":"me",'
-            b'"permissions":[]}]}',  # llama-cpp-python
+            b'"permissions":[]}]}',
             (ServedModel(TINY),),
-            "",
+            "llama-cpp-python",
         ),
         (
             b'{"data":[{"id":"models/hf-tiny-embed4","stats":{"queue_fraction":0.0},"object":"model",'
             b'"owned_by":"infinity","created":1795386169,"backend":"torch","capabilities":["embed"]}]}',
             (ServedModel("models/hf-tiny-embed4"),),
-            "",
+            "infinity-v1",
         ),
         (
             b'{"object":"list","data":[{"id":"llama3:latest","object":"model","created":1,"owned_by":"library"}]}',
@@ -603,7 +603,7 @@ def test_model_lists_that_are_none(
             b'{"role":"router","max_instances":2,"models_autoload":true,"model_alias":"llama-server",'
             b'"model_path":"none","default_generation_settings":{"params":null,"n_ctx":0},"ui_settings":{},'
             b'"build_info":"b0-unknown","cors_proxy_enabled":false}',
-            Props(),
+            Props(version="b0-unknown"),
         ),
         (404, b'{"detail":"Not Found"}', Props()),
         (401, b'{"total_slots":2}', Props()),

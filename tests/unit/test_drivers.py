@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from maxwell.calls.effects import (
     Gather,
     Handle,
     Limits,
+    Perform,
     Pull,
     Send,
     Sleep,
@@ -33,6 +36,7 @@ from maxwell.calls.running import let_cut
 from maxwell.types import HTTPRequest
 
 LIMITS = Limits()
+CONTEXT: ContextVar[str] = ContextVar("CONTEXT")
 Trace = list[str]
 
 
@@ -408,6 +412,152 @@ def test_a_flow_never_begun_does_nothing() -> None:
 
     asyncio.run(work())
     assert script.trace == []
+
+
+# --- the caller's own functions
+
+
+def performing(*calls: Callable[[], Any]) -> MakeFlow:
+    def flow(trace: Trace) -> Flow[Any]:
+        try:
+            return (yield Perform(calls))
+        finally:
+            trace.append("settle")
+
+    return flow
+
+
+def failing(error: BaseException) -> Callable[[], Any]:
+    def call() -> Any:
+        raise error
+
+    return call
+
+
+def test_outcomes_come_in_the_order_of_the_calls(run: Run) -> None:
+    error, returned = LookupError("mine"), ValueError("a value, not raised")
+    calls = [lambda: 1, failing(error), lambda: None, lambda: returned]
+    outcomes = [(1, None), (None, error), (None, None), (returned, None)]
+    assert run(performing(*calls), Script()) == ([], outcomes)
+
+
+def test_nothing_to_perform_is_nothing_done(run: Run) -> None:
+    assert run(performing(), Script()) == ([], [])
+
+
+def test_without_a_loop_calls_are_made_one_after_the_other_by_the_callers_thread() -> None:
+    trace: list[Any] = []
+
+    def call(number: int) -> None:
+        trace.append((number, threading.get_ident()))
+
+    run_sync(performing(*[functools.partial(call, i) for i in range(3)]), Script())
+    assert trace == [(i, threading.get_ident()) for i in range(3)]
+
+
+def test_without_a_loop_a_coroutine_function_is_refused_before_anything_is_called() -> None:
+    called: list[int] = []
+
+    async def coroutine(number: int) -> None: ...
+
+    _, (error, message) = run_sync(
+        performing(lambda: called.append(1), functools.partial(coroutine, 1)), Script()
+    )
+    assert (error, called) == (TypeError, [])
+    assert "coroutine function" in message
+
+
+def test_in_coroutines_calls_run_side_by_side() -> None:
+    plain, awaited = threading.Barrier(3), asyncio.Barrier(3)
+
+    async def meet() -> int:
+        return await awaited.wait()
+
+    def disguised() -> Any:  # as some decorators make them
+        return meet()
+
+    _, outcomes = run_async(performing(*[lambda: plain.wait(20)] * 3, meet, meet, disguised), Script())
+    assert sorted(outcomes) == [(i, None) for i in (0, 0, 1, 1, 2, 2)]
+
+
+def test_calls_see_the_callers_context(run: Run) -> None:
+    async def coroutine() -> str:
+        return CONTEXT.get()
+
+    token = CONTEXT.set("mine")
+    try:
+        calls: list[Callable[[], Any]] = [CONTEXT.get, *([coroutine] if run is run_async else [])]
+        assert run(performing(*calls), Script()) == ([], [("mine", None)] * len(calls))
+    finally:
+        CONTEXT.reset(token)
+
+
+@pytest.mark.parametrize("leaves", [KeyboardInterrupt(), SystemExit(3)], ids=lambda e: type(e).__name__)
+def test_what_ends_the_program_is_no_outcome(run: Run, leaves: BaseException) -> None:
+    script = Script()
+    assert run(performing(failing(leaves)), script) == ([], (type(leaves), str(leaves)))
+    assert script.trace == ["settle"]
+
+
+@pytest.mark.parametrize("when", ["while the loop runs", "after it was closed"])
+def test_a_cancelled_task_cancels_what_it_awaits_and_lets_threads_end(when: str) -> None:
+    begun, release, ended = threading.Event(), threading.Event(), threading.Event()
+    trace: Trace = []
+
+    def plain() -> None:
+        begun.set()
+        assert release.wait(20)
+        ended.set()
+
+    async def coroutine() -> None:
+        try:
+            await asyncio.sleep(10_000)
+        except asyncio.CancelledError:
+            trace.append("cancelled")
+            raise
+
+    async def work() -> None:
+        flow = performing(plain, coroutine)(trace)
+        task = asyncio.create_task(async_driver.run(flow, AsyncTransport(Script())))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert trace == ["cancelled", "settle"]
+        assert not ended.is_set()
+        if when == "while the loop runs":
+            asyncio.get_running_loop().set_exception_handler(lambda _, what: trace.append(str(what)))
+            release.set()
+            while "maxwell-perform" in {thread.name for thread in threading.enumerate()}:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
+            assert trace == ["cancelled", "settle"]
+
+    asyncio.run(work())
+    release.set()
+    assert ended.wait(20)
+
+
+def test_what_is_stopped_makes_no_further_calls() -> None:
+    begun, release = threading.Event(), threading.Event()
+    called: list[int] = []
+
+    def first() -> None:
+        begun.set()
+        assert release.wait(20)
+
+    def flow(trace: Trace) -> Flow[Any]:
+        handle: Handle = yield Start(performing(first, lambda: called.append(2))(trace))
+        yield from soon(begun.is_set)
+        yield Stop(handle)
+        release.set()
+        for thread in threading.enumerate():
+            if thread.name == "maxwell-call":
+                thread.join(20)
+        return called
+
+    assert run_sync(flow, Script()) == ([], [])
 
 
 # --- side by side
@@ -912,6 +1062,7 @@ OPERATIONS = st.lists(
         st.tuples(st.just("sleep"), st.just(0)),
         st.tuples(st.just("gather"), st.sampled_from(["a", "broken", "missing"])),
         st.tuples(st.just("start"), st.sampled_from(["a", "broken", "missing"])),
+        st.tuples(st.just("perform"), st.sampled_from(["mine", "yours"])),
         st.tuples(st.just("nonsense"), st.just(0)),
         st.tuples(st.just("raise"), st.sampled_from(["mine", "yours"])),
     ),
@@ -936,6 +1087,14 @@ def scripted(operations: Sequence[tuple[str, Any]], catches: bool, trace: Trace)
         trace.append("settle")
 
 
+def beside(what: str, path: str) -> Flow[str]:
+    if what == "gather":
+        (result,) = yield Gather([reading(path, [])], 20.0, never)
+        return str(result)
+    (first,) = yield First([(yield Start(reading(path, [])))])
+    return f"{first.result} {first.error}"
+
+
 def step(what: str, with_: Any, exchanges: list[Any]) -> Flow[Any]:
     if what == "send":
         exchanges.append((yield to(with_)))
@@ -947,12 +1106,10 @@ def step(what: str, with_: Any, exchanges: list[Any]) -> Flow[Any]:
         yield Emit(with_)
     elif what == "sleep":
         yield Sleep(0)
-    elif what == "gather":
-        (result,) = yield Gather([reading(with_, [])], 20.0, never)
-        return str(result)
-    elif what == "start":
-        (first,) = yield First([(yield Start(reading(with_, [])))])
-        return f"{first.result} {first.error}"
+    elif what in ("gather", "start"):
+        return (yield from beside(what, with_))
+    elif what == "perform":
+        return str((yield Perform([lambda: with_, failing(LookupError(with_))])))
     elif what == "nonsense":
         yield 7
     elif what == "raise":

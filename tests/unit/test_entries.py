@@ -86,7 +86,10 @@ def test_an_embedding_has_the_slots_that_its_server_tells() -> None:
         ("openai", "", None, None, False),
         ("openai", "", 4, None, True),
         ("openai", "", None, 2, True),
-        ("openai", "llamacpp", None, None, False),
+        ("openai", "llamacpp", None, None, True),  # whatever it is declared as
+        ("openai", "ollama", None, None, True),
+        ("openai", "openai", None, None, False),
+        ("vllm", "openai", None, None, True),  # a proxy before it, which says so of itself
         (None, "llamacpp", None, None, True),
         (None, "vllm", None, None, True),
         (None, "", None, None, False),

@@ -1,63 +1,33 @@
-"""The dialect every server shares: OpenAI's wire. A server family overrides what it does differently.
+"""Chat in the dialect every server shares, OpenAI's wire; a server family overrides what it does differently.
 
-A backend is a pure codec: it makes requests and reads replies, and touches neither network nor clock.
+A backend is a pure codec: it makes requests and reads replies, and touches neither network nor clock. What it
+does besides chat is in `services`.
 """
 
 from __future__ import annotations
 
-import sys
-from array import array
-from collections.abc import Mapping, Sequence
-from math import isfinite
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import msgspec
 from msgspec import Struct
 
-from maxwell.backends import listing, refusals
-from maxwell.backends.listing import ModelsReply, Probes, Props
-from maxwell.backends.wire import (
-    BAD_JSON,
-    TokensReply,
-    decode_embeddings_reply,
-    decode_tokens_reply,
-    embedding_usage,
-)
+from maxwell.backends.mending import without_refused
+from maxwell.backends.services import EmbeddingReply, Services
 from maxwell.constraints import Unhonoured
-from maxwell.errors import StatusError
-from maxwell.registry.endpoints import openai_url
-from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Spec
-from maxwell.types import (
-    BackendName,
-    ChatCall,
-    Constraint,
-    Features,
-    HealthState,
-    HTTPRequest,
-    Message,
-    ServedModel,
-    Usage,
-)
+from maxwell.registry.specs import LLMSpec
+from maxwell.types import ChatCall, Constraint, Features, HTTPRequest
+
+__all__ = ["CAPS", "CONSTRAINTS", "Backend", "Compiled", "EmbeddingReply"]
 
 # Every name by which a server takes the most tokens to generate. A request carries one of them.
 CAPS = ("max_tokens", "max_completion_tokens", "n_predict")
 
 # Body fields that constrain the text. Servers drop all but one of them without a word.
-CONSTRAINTS = ("grammar", "json_schema", "response_format", "structured_outputs")
-
-
-class EmbeddingReply(Struct, frozen=True):
-    """Vectors in the order of the inputs.
-
-    Attributes:
-        vectors: One per input.
-        usage: Tokens as the server reported them; None = it did not.
-        model: Model name as the server gave it.
-    """
-
-    vectors: list[list[float]]
-    usage: Usage | None
-    model: str
+CONSTRAINTS = (
+    "grammar", "json_schema", "response_format", "structured_outputs", "regex", "ebnf",
+    "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+)  # fmt: skip
 
 
 class Compiled(Struct, frozen=True):
@@ -66,28 +36,31 @@ class Compiled(Struct, frozen=True):
     Attributes:
         fields: Body fields.
         wrapped: Whether the server must be asked for `{"value": ...}`, of which only the value is the reply.
+        thinks: Whether the model may think before it writes; False where the server would hold its thinking
+            to the constraint as well.
     """
 
     fields: dict[str, Any]
     wrapped: bool = False
+    thinks: bool = True
 
 
-class Backend:
+_FREE = Compiled({})
+
+
+class Backend(Services):
     """Requests and replies of one server family; this one speaks plain OpenAI wire.
 
     Attributes:
-        name: The registry's word for the family.
-        has_tokenizer: Whether the server counts and splits text on request.
-        truncates: Whether `embed` takes `truncate_to`.
-        answers_any_name: Whether a server with one model answers to any model name.
+        mends: Fields that a server may refuse by name, and the field that stands in for each; None = the
+            request goes without.
+        no_tool_choice: Why it cannot be made to call a tool, in a few words; "" = it can.
+        no_links: Why it takes no image by its address, in a few words; "" = it does.
     """
 
-    name: ClassVar[BackendName] = "openai"
-    has_tokenizer: ClassVar[bool] = False
-    truncates: ClassVar[bool] = False
-    answers_any_name: ClassVar[bool] = False
-
-    # --- chat
+    mends: ClassVar[Mapping[str, str | None]] = {}
+    no_tool_choice: ClassVar[str] = ""
+    no_links: ClassVar[str] = ""
 
     def chat(self, spec: LLMSpec, call: ChatCall, key: str | None) -> HTTPRequest:
         """A streamed chat request that asks for usage and has a cap on the completion.
@@ -100,9 +73,17 @@ class Backend:
                 silently drop one.
             Unhonoured: A constraint that this family cannot honour.
         """
+        url = self.url(spec.api_base, "/chat/completions")
+        return self._post(url, self.body(spec, call), key, "text/event-stream, application/json")
+
+    def body(self, spec: LLMSpec, call: ChatCall) -> dict[str, Any]:
+        """The body of a `chat` request, and its errors."""
         if call.max_tokens is None:
             raise ValueError(f"{spec.name}: a chat request needs max_tokens; fill it in from the entry")
         extra = call.extra or {}
+        compiled = self.compiled(spec, call)
+        if not compiled.thinks:
+            call = msgspec.structs.replace(call, reasoning_effort="none", thinking_tokens=None)
         body: dict[str, Any] = {"model": spec.model, "messages": call.messages}
         temperature = self.temperature(spec, call)
         if temperature is not None:
@@ -111,21 +92,16 @@ class Backend:
             body["stop"] = call.stop
         if call.seed is not None:
             body["seed"] = call.seed
-        if call.tools:  # vLLM refuses an empty list
-            body["tools"] = call.tools
-        if call.tool_choice is not None and (call.tools or call.tool_choice not in ("auto", "none")):
-            body["tool_choice"] = call.tool_choice
-        if call.constraint is not None:
-            _check_alone(spec, extra)
-            body.update(self.constrain(spec, call.constraint, tools=bool(call.tools)).fields)
-        body.update(extra)
+        _merge(body, self.tool_fields(spec, call))
+        _merge(body, self.reasoning_fields(spec, call))
+        _merge(body, compiled.fields)
+        _merge(body, extra)
         if not extra or all(body.get(cap) is None for cap in CAPS):
             body[self.cap_field(spec)] = call.max_tokens
         options = extra.get("stream_options")
         body["stream"] = True
         body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
-        url = openai_url(spec.api_base, "/chat/completions")
-        return self._post(url, body, key, "text/event-stream, application/json")
+        return body
 
     def cap_field(self, spec: LLMSpec) -> str:
         """The name under which this server takes the most tokens to generate."""
@@ -135,212 +111,84 @@ class Backend:
         """The temperature to send; None = send none."""
         return spec.default_temperature if call.temperature is None else call.temperature
 
+    def tool_fields(self, spec: LLMSpec, call: ChatCall) -> dict[str, Any]:
+        """The body fields that offer tools and say which to call. Definitions are passed on as they are."""
+        fields: dict[str, Any] = {}
+        if call.tools:  # vLLM refuses an empty list
+            fields["tools"] = call.tools
+        if call.tool_choice is not None and (call.tools or call.tool_choice not in ("auto", "none")):
+            fields["tool_choice"] = call.tool_choice
+        return fields
+
+    def reasoning_fields(self, spec: LLMSpec, call: ChatCall) -> dict[str, Any]:
+        """The body fields that say how much to think; `chat_template_kwargs` among them are merged."""
+        return {}
+
     def constrain(self, spec: LLMSpec, constraint: Constraint, *, tools: bool = False) -> Compiled:
         """The body fields that hold the text to `constraint`, beside offered tools where `tools`.
 
         Raises:
             Unhonoured: This family cannot; the message says why.
         """
-        raise Unhonoured(f"an {self.name} server ignores grammars; choose a llamacpp or vllm entry")
+        raise Unhonoured(f"an {self.family} server holds its text to no constraint")
+
+    def compiled(self, spec: LLMSpec, call: ChatCall) -> Compiled:
+        """How the constraint of `call`, if it has one, is sent.
+
+        Raises:
+            ValueError: A constraint beside another one in `extra`.
+            Unhonoured: A constraint that this family cannot honour in this call.
+        """
+        if call.constraint is None:
+            return _FREE
+        rival = next((name for name in CONSTRAINTS if (call.extra or {}).get(name) is not None), None)
+        if rival is not None:
+            raise ValueError(
+                f"{spec.name}: the call's constraint and {rival!r} cannot both be obeyed; drop one"
+            )
+        tools = bool(call.tools) and call.tool_choice != "none"
+        compiled = self.constrain(spec, call.constraint, tools=tools)
+        if not compiled.thinks and call.reasoning_effort not in (None, "none"):
+            raise Unhonoured(self._holds_thinking())
+        return compiled
 
     def cannot(self, spec: LLMSpec, features: Features) -> str:
         """Why this family cannot do what a call asks beyond writing text, in a few words; "" = it can."""
+        choice = features.tool_choice
+        if self.no_tool_choice and (choice == "required" or isinstance(choice, dict)):
+            return self.no_tool_choice
+        if self.no_links and features.image_links:
+            return self.no_links
         if features.constraint is not None:
             try:
-                self.constrain(spec, features.constraint, tools=features.tools)
+                compiled = self.constrain(
+                    spec, features.constraint, tools=features.tools and choice != "none"
+                )
             except Unhonoured as error:
                 return str(error)
+            if features.thinking and not compiled.thinks:
+                return self._holds_thinking()
         return ""
 
     def without_refused(self, request: HTTPRequest, error_body: bytes) -> HTTPRequest | None:
-        """A 400 chat request mended by what its error says, or None when that does not help."""
-        return None
+        """A chat request mended by what a 400 or 422 says, or None when that does not help. See `mends`."""
+        return without_refused(request, error_body, self.mends)
 
-    # --- embeddings
-
-    def embed(
-        self,
-        spec: EmbeddingSpec,
-        inputs: Sequence[str | list[int]],
-        key: str | None,
-        *,
-        base64: bool = True,
-        truncate_to: int | None = None,
-    ) -> HTTPRequest:
-        """An embedding request for texts or token lists.
-
-        Args:
-            spec: The entry.
-            inputs: Texts, or token lists where the server takes them.
-            key: API key or None.
-            base64: Ask for base64, a third of the bytes; a server that ignores it is understood as well.
-            truncate_to: Tokens after which the server cuts an input.
-
-        Raises:
-            ValueError: `truncate_to` where not `truncates`.
-        """
-        body: dict[str, Any] = {"model": spec.model, "input": inputs}
-        if base64:
-            body["encoding_format"] = "base64"
-        if truncate_to is not None:
-            if not self.truncates:
-                raise ValueError(
-                    f"{spec.name}: an {self.name} server does not truncate; cut the input before sending"
-                )
-            body["truncate_prompt_tokens"] = truncate_to
-        return self._post(openai_url(spec.api_base, "/embeddings"), body, key)
-
-    def decode_embeddings(self, body: bytes, count: int) -> EmbeddingReply:
-        """Vectors of `count` inputs, in their order.
-
-        Raises:
-            ValueError: Not such a reply, an input without its vector, or a vector with NaN or infinity.
-        """
-        try:
-            reply = decode_embeddings_reply(body)
-        except BAD_JSON as exc:
-            raise ValueError(f"not an embeddings reply: {exc}") from None
-        vectors: list[list[float]] = [[]] * count
-        for item in reply.data:
-            if not 0 <= item.index < count or vectors[item.index]:
-                raise ValueError(f"the embeddings reply has an unexpected vector with index {item.index}")
-            vectors[item.index] = _vector(item.embedding)
-        if len(reply.data) != count:
-            raise ValueError(f"the embeddings reply has {len(reply.data)} vectors for {count} inputs")
-        return EmbeddingReply(vectors, embedding_usage(reply.usage), reply.model or "")
-
-    # --- tokens
-
-    def tokenize(
-        self, spec: Spec, text: str, key: str | None, *, add_special: bool = False
-    ) -> HTTPRequest | None:
-        """Request that splits `text` into tokens; None where the family has no such route."""
-        return None
-
-    def decode_tokens(self, body: bytes) -> list[int]:
-        """Token ids of a `tokenize` reply. Raises ValueError when it is none."""
-        tokens = self._tokens_reply(body).tokens
-        if tokens is None:
-            raise ValueError("the reply to /tokenize has no tokens")
-        return tokens
-
-    def detokenize(self, spec: Spec, tokens: Sequence[int], key: str | None) -> HTTPRequest | None:
-        """Request that joins tokens into text; None where the family has no such route."""
-        return None
-
-    def decode_text(self, body: bytes) -> str:
-        """Text of a `detokenize` reply. Raises ValueError when it is none."""
-        reply = self._tokens_reply(body)
-        text = reply.content if reply.content is not None else reply.prompt
-        if text is None:
-            raise ValueError("the reply to /detokenize has no text")
-        return text
-
-    def count_chat(self, spec: LLMSpec, messages: Sequence[Message], key: str | None) -> HTTPRequest | None:
-        """Request that counts a conversation's prompt tokens, template included; None = no such route."""
-        return None
-
-    def decode_count(self, body: bytes) -> int:
-        """Tokens of a `count_chat` reply. Raises ValueError when it is none."""
-        reply = self._tokens_reply(body)
-        count = reply.input_tokens if reply.input_tokens is not None else reply.count
-        if count is None or count < 0:
-            raise ValueError("the reply has no count of tokens")
-        return count
-
-    def _tokens_reply(self, body: bytes) -> TokensReply:
-        try:
-            return decode_tokens_reply(body)
-        except BAD_JSON as exc:
-            raise ValueError(f"not a tokenising reply: {exc}") from None
-
-    # --- health
-
-    def probes(self, root: str, key: str | None) -> Probes:
-        """Free requests that tell how the server at `root` (see `registry.endpoints.root`) is."""
-        return Probes(
-            health=self._get(f"{root}/health", key), models=self._get(openai_url(root, "/models"), key)
+    def _holds_thinking(self) -> str:
+        return (
+            f"a {self.family} server holds thinking itself to this constraint; leave reasoning_effort out, "
+            "or use a JSON schema without unusual keywords"
         )
 
-    def read_health(self, status: int, headers: Mapping[str, str], body: bytes) -> HealthState | None:
-        """State by the reply to `probes().health`; None = it does not tell. Never raises."""
-        return listing.read_health(status, headers, body)
 
-    def read_models(self, status: int, headers: Mapping[str, str], body: bytes) -> ModelsReply:
-        """State, models and family by the reply to `probes().models`. Never raises."""
-        return listing.read_models(status, headers, body)
-
-    def read_props(self, status: int, body: bytes) -> Props:
-        """Properties by the reply to `probes().props`. Never raises."""
-        return listing.read_props(status, body)
-
-    def read_load(self, status: int, body: bytes) -> int | None:
-        """Requests the server has, by the reply to `probes().load`; None = it does not tell. Never raises."""
-        return None
-
-    def serves(self, model: str, served: Sequence[ServedModel]) -> ServedModel | None:
-        """The listed model that an entry's `model` means, or None."""
-        return listing.find_served(model, served)
-
-    # --- errors
-
-    def refusal(
-        self,
-        status: int,
-        headers: Mapping[str, str],
-        body: bytes,
-        llm: str,
-        *,
-        now: float | None = None,
-        secrets: Sequence[str] = (),
-    ) -> StatusError:
-        """The typed error for a response that is not 2xx. Never raises. See `refusals.refusal`."""
-        return refusals.refusal(status, headers, body, llm, now=now, secrets=secrets)
-
-    def frame_error(self, error: Any, llm: str, *, secrets: Sequence[str] = ()) -> StatusError:
-        """The typed error for an `error` object inside a stream. Never raises. See `refusals.frame_error`."""
-        return refusals.frame_error(error, llm, secrets=secrets)
-
-    # --- requests
-
-    def _post(self, url: str, body: Any, key: str | None, accept: str = "application/json") -> HTTPRequest:
-        headers = {"content-type": "application/json", **_headers(key, accept)}
-        try:
-            encoded = msgspec.json.encode(body)
-        except UnicodeEncodeError:
-            raise ValueError("the text to send is not valid Unicode: it holds half a character") from None
-        return HTTPRequest("POST", url, headers, encoded)
-
-    def _get(self, url: str, key: str | None) -> HTTPRequest:
-        return HTTPRequest("GET", url, _headers(key, "application/json"))
+def thinking_switch(effort: str) -> dict[str, Any]:
+    """Variables of chat templates that switch thinking on or off: Qwen's name for it, and DeepSeek's."""
+    return {"enable_thinking": effort != "none", "thinking": effort != "none"}
 
 
-def _check_alone(spec: LLMSpec, extra: Mapping[str, Any]) -> None:
-    rival = next((name for name in CONSTRAINTS if extra.get(name) is not None), None)
-    if rival is not None:
-        raise ValueError(f"{spec.name}: the call's constraint and {rival!r} cannot both be obeyed; drop one")
-
-
-def _headers(key: str | None, accept: str) -> dict[str, str]:
-    headers = {"accept": accept}
-    key = key.strip() if key else ""  # a file read into a variable ends with a newline
-    if not (key.isascii() and key.isprintable()):
-        raise ValueError("the API key holds a character that no HTTP header may hold; set its variable anew")
-    if key:
-        headers["authorization"] = f"Bearer {key}"
-    return headers
-
-
-def _vector(embedding: bytes | list[float]) -> list[float]:
-    if isinstance(embedding, list):
-        vector = embedding
-    else:
-        values = array("f")
-        values.frombytes(embedding)  # ValueError unless a multiple of four bytes
-        if sys.byteorder == "big":
-            values.byteswap()
-        vector = values.tolist()
-    # The sum of float32 values cannot overflow: it is finite when all of them are.
-    if not vector or not isfinite(sum(vector)):
-        raise ValueError("the embeddings reply has a vector that is empty or holds a value that is no number")
-    return vector
+def _merge(body: dict[str, Any], fields: Mapping[str, Any]) -> None:
+    """Put `fields` into `body`; the template's variables are joined to those already there."""
+    known, more = body.get("chat_template_kwargs"), fields.get("chat_template_kwargs")
+    body.update(fields)
+    if isinstance(known, dict) and isinstance(more, dict):
+        body["chat_template_kwargs"] = {**known, **more}

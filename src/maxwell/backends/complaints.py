@@ -139,6 +139,10 @@ _OVERFLOW_TEXT = "|".join(
         r"prompt is too long|input is too long|request too large",  # Anthropic, Bedrock, Groq
         r"exceeds the maximum number of tokens allowed",  # Google
         r"reduce the length of the (?:messages|input|prompt)",
+        r"max_tokens must be at least 1, got 0",  # vLLM, where the prompt leaves no room: none was asked for
+        r"context length of only|greater than the context length",  # LM Studio
+        r"contextwindowexceeded",  # LiteLLM
+        r"too many tokens|cannot exceed [\d,]+ tokens|string too long",  # Cohere, Jina, OpenAI
     )
 )
 _QUOTA_TEXT = r"credit balance is too low|insufficient (?:balance|credits?|funds)"
@@ -152,6 +156,7 @@ _NO_MODEL_TEXT = "|".join(
         r"\bmodel\b.{0,200}\b(?:not found|does not exist|doesn't exist|not exist)",  # vLLM, Ollama, llama.cpp
         r"\bserver is pinned to\b",  # transformers serve
         r"is not a valid model|invalid model|unknown model|no such model|model name is missing",
+        r"no models? (?:is |are )?loaded",  # LM Studio
     )
 )
 _CANNOT_TEXT = "|".join(
@@ -159,6 +164,7 @@ _CANNOT_TEXT = "|".join(
         r"(?:image|audio|video|file) inputs? (?:is|are) not supported",  # llama.cpp without mmproj
         r"does(?: not|n't) support",  # logits, embeddings, image input, Matryoshka, this API ...
         r"not a multimodal model|not a chat model|not supported (?:in|with|by|for)",
+        r"is not an? (?:re-?ranker|embedding|classifier)|missing data required for image",  # TEI, Ollama
         r"unexpected fields in the request|unrecognized request argument|extra inputs are not permitted",
         r"requires --|--tool-call-parser",  # vLLM started without what the request needs
         r"is not oai compatible|custom grammar constraints with tools",
@@ -196,12 +202,16 @@ def classify(status: int | None, complaint: Complaint) -> Fault:
         return "auth"
     if status == 404:
         return "model_missing" if _lacks_model(complaint) else "unsupported"
+    if complaint.says(r"\bbatch size \d+ >"):  # TEI, of the number of texts in one request
+        return "bad_request"
     if status == 413 or complaint.named(_OVERFLOW) or complaint.says(_OVERFLOW_TEXT):
         return "context_overflow"
     return _client_side(status, complaint)
 
 
 def _too_many(complaint: Complaint) -> Fault:
+    if complaint.says("^request too large"):
+        return "context_overflow"  # OpenAI: larger by itself than what the key may use in a minute
     if complaint.code in ("rate_limit_exceeded", "slow_down"):
         return "rate_limited"
     if complaint.named(_QUOTA):
@@ -222,7 +232,7 @@ def _server_side(status: int, complaint: Complaint) -> Fault:
         return "server_error"
     # llama.cpp answers 500 to requests that it will never serve. "Context size has been exceeded", though, is
     # a full cache that others fill: it passes.
-    if complaint.says("too large to process"):
+    if complaint.says(r"too large to process|input length exceeds"):  # the latter is Ollama's, of embeddings
         return "context_overflow"
     if is_incapable(complaint):
         return "unsupported"
@@ -235,7 +245,7 @@ def _client_side(status: int, complaint: Complaint) -> Fault:
     if status == 408:
         return "timeout"
     if status in (409, 424, 425, 499):
-        return "server_error"
+        return "unsupported" if is_incapable(complaint) else "server_error"
     if _lacks_model(complaint):
         return "model_missing"
     return "unsupported" if status in (405, 415, 426) or is_incapable(complaint) else "bad_request"

@@ -1,4 +1,4 @@
-"""What a server says about itself: its health, the models it lists, llama.cpp's properties, how busy it is.
+"""What a server says about itself: its health, the models it lists, its properties, how busy it is.
 
 Every reader takes arbitrary bytes and never raises: a server that answers nonsense has told nothing.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -24,13 +24,17 @@ class Probes(Struct, frozen=True):
     Attributes:
         health: Whether it is well.
         models: What it serves.
-        props: How it is set up; None where the family does not tell.
+        models_at_root: The same where it has no /v1; to be asked when `models` gives 404.
+        info: What TGI and TEI tell of themselves; to be asked when that, too, gives 404.
+        props: How it is set up, or its version; None where the family does not tell.
         load: How many requests it has; None where the family does not tell.
         load_wakes: Whether `load` wakes a server that sleeps, and keeps awake one that would.
     """
 
     health: HTTPRequest
     models: HTTPRequest
+    models_at_root: HTTPRequest | None = None
+    info: HTTPRequest | None = None
     props: HTTPRequest | None = None
     load: HTTPRequest | None = None
     load_wakes: bool = False
@@ -42,7 +46,8 @@ class ModelsReply(Struct, frozen=True):
     Attributes:
         state: None = it does not tell; what `/health` said stands.
         models: Models listed, in the server's order.
-        family: "llamacpp", "vllm", "sglang", "openai", "ollama", or "" when not recognised.
+        family: "llamacpp", "vllm", "openai", "sglang", "ollama", "llama-cpp-python", "tgi", "tei", "infinity"
+            (whose routes lie at the root; "infinity-v1" where they lie under /v1), or "" when not recognised.
     """
 
     state: HealthState | None
@@ -51,7 +56,7 @@ class ModelsReply(Struct, frozen=True):
 
 
 class Props(Struct, frozen=True):
-    """llama.cpp's properties; None = not told.
+    """How a server is set up; None = not told.
 
     Attributes:
         slots: Requests served at once.
@@ -59,6 +64,7 @@ class Props(Struct, frozen=True):
         sleeping: Whether the model is out of memory until the next request.
         vision: Whether images are accepted.
         lists_slots: Whether it says what each slot does.
+        version: Its version, or "".
     """
 
     slots: int | None = None
@@ -66,6 +72,7 @@ class Props(Struct, frozen=True):
     sleeping: bool = False
     vision: bool | None = None
     lists_slots: bool = True
+    version: str = ""
 
 
 class _Slot(Struct):
@@ -75,6 +82,17 @@ class _Slot(Struct):
 _slots = msgspec.json.Decoder(list[_Slot])
 _REQUESTS = re.compile(rb"^vllm:num_requests_(running|waiting)(?:\{.*\})?[ \t]+(\S+)", re.MULTILINE)
 _MOST_REQUESTS = 1e6  # a larger number of requests is none
+_LONGEST_WORD = 100  # a longer version is none
+
+# Whom a server names as the owner of its models, where that tells what it is.
+_OWNERS = {
+    "llamacpp": "llamacpp",
+    "vllm": "vllm",
+    "sglang": "sglang",
+    "library": "ollama",
+    "me": "llama-cpp-python",
+    "infinity": "infinity-v1",
+}
 
 
 def read_health(status: int, headers: Mapping[str, str], body: bytes) -> HealthState | None:
@@ -112,19 +130,46 @@ def read_models(status: int, headers: Mapping[str, str], body: bytes) -> ModelsR
     entries = decoded.get("data") if isinstance(decoded, dict) else decoded
     cards = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
     models = tuple(model for card in cards if (model := _served(card)) is not None)
-    return ModelsReply("up", models, family or _family(card.get("owned_by") for card in cards))
+    return ModelsReply("up", models, family or _family(cards))
+
+
+def read_models_at_root(status: int, headers: Mapping[str, str], body: bytes) -> ModelsReply:
+    """The same by a reply to GET /models, of a server that has no /v1/models."""
+    reply = read_models(status, headers, body)
+    return msgspec.structs.replace(reply, family="infinity") if reply.family == "infinity-v1" else reply
+
+
+def read_info(status: int, body: bytes) -> ModelsReply:
+    """State, model and family by a reply to GET /info, where TGI and TEI tell of themselves."""
+    info = _object(status, body)
+    family = _family_of_info(info)
+    if not family:
+        return ModelsReply(None)
+    name = info.get("model_id")
+    context = _positive(info.get("max_input_length")) if family == "tei" else None
+    models = (ServedModel(name, context=context),) if isinstance(name, str) and name else ()
+    return ModelsReply("up", models, family)
+
+
+def read_info_props(status: int, body: bytes) -> Props:
+    """Context and version by the same reply."""
+    info = _object(status, body)
+    family = _family_of_info(info)
+    context = info.get("max_total_tokens" if family == "tgi" else "max_input_length")
+    return Props(context=_positive(context), version=_word(info.get("version"))) if family else Props()
+
+
+def _family_of_info(info: dict[str, Any]) -> str:
+    if "model_id" not in info:
+        return ""
+    if _positive(info.get("max_total_tokens")) is not None:
+        return "tgi"
+    return "tei" if isinstance(info.get("model_type"), dict) else ""
 
 
 def read_props(status: int, body: bytes) -> Props:
     """llama.cpp's properties by a reply to GET /props; all unknown when it is anything else."""
-    if status != 200:
-        return Props()
-    try:
-        props = msgspec.json.decode(body)
-    except BAD_JSON:
-        return Props()
-    if not isinstance(props, dict):
-        return Props()
+    props = _object(status, body)
     settings, modalities = props.get("default_generation_settings"), props.get("modalities")
     vision = modalities.get("vision") if isinstance(modalities, dict) else None
     return Props(
@@ -133,7 +178,23 @@ def read_props(status: int, body: bytes) -> Props:
         sleeping=props.get("is_sleeping") is True,
         vision=vision if isinstance(vision, bool) else None,
         lists_slots=props.get("endpoint_slots") is not False,
+        version=_word(props.get("build_info")),
     )
+
+
+def read_version(status: int, body: bytes) -> Props:
+    """vLLM's version by a reply to GET /version."""
+    return Props(version=_word(_object(status, body).get("version")))
+
+
+def read_loaded(status: int, body: bytes) -> Props:
+    """Context of the one model that Ollama has loaded, by a reply to GET /api/ps.
+
+    It may be far below the model's own. Of several models each has its own, so nothing is told then.
+    """
+    models = _object(status, body).get("models")
+    loaded = [m for m in models if isinstance(m, dict)] if isinstance(models, list) else []
+    return Props(context=_positive(loaded[0].get("context_length")) if len(loaded) == 1 else None)
 
 
 def read_slots(status: int, body: bytes) -> int | None:
@@ -218,15 +279,34 @@ def _served(card: dict[str, Any]) -> ServedModel | None:
     )
 
 
-def _family(owners: Iterable[Any]) -> str:
-    for owner in owners:
-        if owner in ("llamacpp", "vllm", "sglang"):
-            return str(owner)
-        if owner == "library":
-            return "ollama"
-        if isinstance(owner, str) and owner.split("-")[0] in ("openai", "system"):
+def _family(cards: Sequence[dict[str, Any]]) -> str:
+    for card in cards:
+        owner = card.get("owned_by")
+        if not isinstance(owner, str):
+            continue
+        if owner in _OWNERS:
+            return _OWNERS[owner]
+        if owner.split("-")[0] in ("openai", "system"):
             return "openai"
+        if owner and owner == card.get("id") and card.get("created") == 0:
+            return "tgi"
     return ""
+
+
+def _object(status: int, body: bytes) -> dict[str, Any]:
+    """A JSON object that came with a 200; empty when it is anything else."""
+    if status != 200:
+        return {}
+    try:
+        value = msgspec.json.decode(body)
+    except BAD_JSON:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _word(value: Any) -> str:
+    """A short text on one line, or ""."""
+    return value if isinstance(value, str) and len(value) <= _LONGEST_WORD and value.isprintable() else ""
 
 
 def _positive(value: Any) -> int | None:

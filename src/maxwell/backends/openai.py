@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import msgspec
-
-from maxwell.backends.base import Backend
-from maxwell.backends.complaints import read_complaint
-from maxwell.backends.wire import BAD_JSON
+from maxwell.backends.base import Backend, Compiled
+from maxwell.backends.native_services import OpenAIServices
+from maxwell.constraints import Unhonoured
 from maxwell.registry.endpoints import is_openai
 from maxwell.registry.specs import LLMSpec
-from maxwell.types import BackendName, ChatCall, HTTPRequest
+from maxwell.types import ChatCall, Constraint
 
 # gpt-4o, gpt-5-mini, chatgpt-4o-latest, o1, o3-mini ... but not gpt-oss, gpt-j or gpt4all.
 _OPENAI_MODEL = re.compile(r"gpt-\d|chatgpt-|o\d+(?:-|$)")
@@ -20,24 +19,20 @@ _OPENAI_MODEL = re.compile(r"gpt-\d|chatgpt-|o\d+(?:-|$)")
 # Models that reason refuse any temperature but 1.
 _REASONING_MODEL = re.compile(r"gpt-5(?!-chat)|o\d+(?:-|$)")
 
-# Fields a server may refuse and what stands in for them; None = it goes without.
-_MENDS = {
-    "temperature": None,
-    "stream_options": None,
-    "max_tokens": "max_completion_tokens",
-    "max_completion_tokens": "max_tokens",
-}
-_REFUSING = frozenset({"unsupported_parameter", "unsupported_value", "extra_forbidden"})
-_REFUSING_TEXT = (
-    r"unsupported (?:parameter|value)|unrecognized request argument|unexpected fields"
-    r"|not (?:permitted|supported)"
-)
+# Models from before strict schemas: they refuse one.
+_WITHOUT_SCHEMAS = re.compile(r"gpt-3\.5|gpt-4(?![.o\d])|gpt-4o-2024-05-13|chatgpt-4o|o1-(?:mini|preview)")
 
 
-class OpenAIBackend(Backend):
+class OpenAIBackend(OpenAIServices, Backend):
     """OpenAI's own API and its imitations."""
 
-    name: ClassVar[BackendName] = "openai"
+    mends: ClassVar[Mapping[str, str | None]] = {
+        "temperature": None,
+        "stream_options": None,
+        "max_tokens": "max_completion_tokens",
+        "max_completion_tokens": "max_tokens",
+        "reasoning_effort": None,
+    }
 
     def cap_field(self, spec: LLMSpec) -> str:
         """`max_completion_tokens` where OpenAI's own models need it; Ollama drops it, others refuse it."""
@@ -48,38 +43,46 @@ class OpenAIBackend(Backend):
         """None for models that reason; `extra` can still send one."""
         return None if _REASONING_MODEL.match(_bare(spec.model)) else super().temperature(spec, call)
 
-    def without_refused(self, request: HTTPRequest, error_body: bytes) -> HTTPRequest | None:
-        """`request` without the field that a 400 or 422 complains of, or with it under its other name.
+    def reasoning_fields(self, spec: LLMSpec, call: ChatCall) -> dict[str, Any]:
+        """`reasoning_effort`, to models that reason by their name or by the registry; others refuse it."""
+        reasons = spec.capabilities.reasoning or _REASONING_MODEL.match(_bare(spec.model))
+        return {"reasoning_effort": call.reasoning_effort} if call.reasoning_effort and reasons else {}
 
-        None when the error names no such field, or the request does not hold it. A server could refuse both
-        names of the cap in turn, so the caller must bound how often it asks.
+    def constrain(self, spec: LLMSpec, constraint: Constraint, *, tools: bool = False) -> Compiled:
+        """A strict `response_format`, which constrains the text alone: tools can be called beside it.
+
+        Its root must be an object, so choices, regular expressions and other roots are wrapped.
         """
-        field = _refused_field(error_body)
-        if field is None:
-            return None
+        if constraint.kind == "grammar":
+            raise Unhonoured(f"an {self.family} server ignores grammars; choose a llamacpp or vllm entry")
+        if _WITHOUT_SCHEMAS.match(_bare(spec.model)):
+            raise Unhonoured(f"{spec.model} takes no JSON schema, by which text is constrained here")
+        from maxwell.constraints.compile import needs_wrapping, strict_schema, wrapped_schema
+
+        schema = _schema_of(constraint)
+        wrapped = needs_wrapping(schema)
         try:
-            body: Any = msgspec.json.decode(request.body)
-        except BAD_JSON:
-            return None
-        if not isinstance(body, dict) or field not in body:
-            return None
-        value, other = body.pop(field), _MENDS[field]
-        if other is not None:
-            body.setdefault(other, value)
-        return HTTPRequest(request.method, request.url, request.headers, msgspec.json.encode(body))
+            strict = strict_schema(wrapped_schema(schema) if wrapped else schema)
+        except Unhonoured as error:
+            if not wrapped:
+                raise
+            raise Unhonoured(str(error).replace("$.properties.value", "$", 1)) from None
+        described = {"name": "reply", "schema": strict, "strict": True}
+        return Compiled({"response_format": {"type": "json_schema", "json_schema": described}}, wrapped)
+
+
+def _schema_of(constraint: Constraint) -> dict[str, Any]:
+    if constraint.kind == "choices":
+        return {"type": "string", "enum": list(constraint.value)}
+    if constraint.kind == "regex":
+        from maxwell.constraints.compile import plain_regex
+
+        plain = plain_regex(constraint.value)
+        return {"type": "string", "pattern": f"^(?:{plain})$" if "|" in plain else f"^{plain}$"}
+    schema: dict[str, Any] = constraint.value
+    return schema
 
 
 def _bare(model: str) -> str:
     """The model's own name, without a router's prefixes (`openai/`, `ft:`)."""
     return model.rsplit("/", 1)[-1].removeprefix("ft:").lower()
-
-
-def _refused_field(error_body: bytes) -> str | None:
-    complaint = read_complaint(error_body)
-    if not (complaint.named(_REFUSING) or complaint.says(_REFUSING_TEXT)):
-        return None
-    if complaint.param:
-        return complaint.param if complaint.param in _MENDS else None
-    # The first name is the refused one: "'max_tokens' is not supported ... use 'max_completion_tokens'".
-    found = re.search(r"\b(" + "|".join(_MENDS) + r")\b", complaint.message)
-    return found[1] if found else None

@@ -14,7 +14,11 @@ from maxwell.redaction import redacted
 # A server's own words are quoted up to this many characters.
 _SHOWN = 300
 
-# A secret shorter than this is a placeholder such as "x"; hiding it would only garble messages.
+# A number of seconds above this is a moment: seconds since the epoch.
+_MOMENTS = 1e9
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_NUMBER = r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
+_SPAN = rf"(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?(?:{_NUMBER}ms)?"
 
 _NEXT: dict[Fault, str] = {
     "loading": "the model is not ready yet; try again shortly",
@@ -57,7 +61,7 @@ def refusal(
         secrets: Keys that must not appear in the message.
     """
     complaint = read_complaint(body)
-    kind = classify(status, complaint)
+    kind = _as_told(classify(status, complaint), headers)
     advice = _NEXT.get(kind, "")
     if status in (404, 405) and kind == "unsupported" and not is_incapable(complaint):
         advice = _NO_ROUTE
@@ -90,11 +94,20 @@ def frame_error(error: Any, llm: str, *, secrets: Sequence[str] = ()) -> StatusE
     return StatusError(f"{heard}: {_NEXT.get(kind, '')}", llm=llm, kind=kind, status=status)
 
 
+def _as_told(kind: Fault, headers: Mapping[str, str]) -> Fault:
+    """`kind`, unless `x-should-retry` says that waiting mends it, or does not."""
+    told = headers.get("x-should-retry", "").strip().lower()
+    if told == "false" and kind == "rate_limited":
+        return "quota"
+    return "server_error" if told == "true" and kind == "bad_request" else kind
+
+
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
     """Seconds the server asks to wait, >= 0; None when it does not say.
 
-    Reads `retry-after-ms` and both forms of `retry-after`. A date counts from the response's own `date`, so
-    that clocks that differ do no harm; without one, from `now`.
+    Reads `retry-after-ms`, both forms of `retry-after`, and else when a limit that is used up begins anew. A
+    moment counts from the response's own `date`, so that clocks that differ do no harm; without one, from
+    `now`.
     """
     millis = _seconds(headers.get("retry-after-ms", ""))
     if millis is not None:
@@ -103,14 +116,41 @@ def retry_after(headers: Mapping[str, str], now: float | None = None) -> float |
     wait = _seconds(value)
     if wait is not None:
         return wait
-    until = _instant(value)
     since = _instant(headers.get("date", ""))
     since = now if since is None else since
-    return max(until - since, 0.0) if until is not None and since is not None else None
+    until = _instant(value)
+    if until is not None and since is not None:
+        return max(until - since, 0.0)
+    return _reset(headers, since)
+
+
+def _reset(headers: Mapping[str, str], since: float | None) -> float | None:
+    """Seconds until the limit that is used up begins anew; where it is not told which, the first of them."""
+    waits: dict[str, float] = {}
+    for of in ("", "-requests", "-tokens"):
+        wait = _duration(headers.get("x-ratelimit-reset" + of, ""), since)
+        if wait is not None:
+            waits[of] = wait
+    used_up = [w for of, w in waits.items() if _seconds(headers.get("x-ratelimit-remaining" + of, "")) == 0]
+    return max(used_up) if used_up else min(waits.values(), default=None)
+
+
+def _duration(value: str, since: float | None) -> float | None:
+    """Seconds in `6m0s`, `12ms` or `7.5`; a very large number is a moment, in seconds or milliseconds."""
+    number = _seconds(value)
+    if number is not None:
+        if number < _MOMENTS:
+            return number
+        until = number / 1000 if number >= 1000 * _MOMENTS else number
+        return None if since is None else max(until - since, 0.0)
+    if re.fullmatch(_SPAN, value.strip()) is None:
+        return None
+    parts = re.findall(r"([0-9.]+)(ms|[hms])", value)
+    return sum(float(count) * _UNITS[unit] for count, unit in parts) if parts else None
 
 
 def _seconds(value: str) -> float | None:
-    seconds = float(value) if re.fullmatch(r"\s*[0-9]{1,12}(?:\.[0-9]{0,9})?\s*", value) else math.nan
+    seconds = float(value) if re.fullmatch(r"\s*[0-9]{1,15}(?:\.[0-9]{0,9})?\s*", value) else math.nan
     return seconds if math.isfinite(seconds) else None
 
 

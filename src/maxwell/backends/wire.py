@@ -138,13 +138,14 @@ class EmbeddingsReply(Struct):
 
 
 class TokensReply(Struct):
-    """Replies of the tokenising routes: llama.cpp's and vLLM's, whichever fields they share."""
+    """Replies of the tokenising routes of every family: whichever fields they share."""
 
     tokens: list[int] | None = None
     count: int | None = None
     input_tokens: int | None = None
     content: str | None = None
     prompt: str | None = None
+    text: str | None = None
 
 
 _decode_chunk = msgspec.json.Decoder(Chunk).decode

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+import contextvars
+import inspect
+import threading
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from maxwell.calls.effects import (
@@ -14,6 +17,7 @@ from maxwell.calls.effects import (
     First,
     Flow,
     Gather,
+    Perform,
     Pull,
     Send,
     Sleep,
@@ -117,10 +121,17 @@ class _Run:
             return self.opened.remove(effect.exchange)
         if kind is Aside:
             return await asyncio.get_running_loop().run_in_executor(None, effect.work)
-        if kind is Gather:
-            return await _gather(effect, self.transport)
         if kind is Sleep:
             return await asyncio.sleep(effect.seconds)
+        if kind is Perform:
+            return await _perform(effect.calls)
+        return await self._beside(effect)
+
+    async def _beside(self, effect: Any) -> Any:
+        """Execute an effect that has to do with other flows."""
+        kind = type(effect)
+        if kind is Gather:
+            return await _gather(effect, self.transport)
         if kind is Start:
             return _Started(effect.flow, self)
         if kind is First:
@@ -168,6 +179,52 @@ class _Started:
         if not self.done:
             self.close()
             await asyncio.wait([self.task])
+
+
+async def _perform(calls: Sequence[Callable[[], Any]]) -> list[tuple[Any, Exception | None]]:
+    """Call them all at once; when this is cancelled, so is each of them that is awaited."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_outcome(call)) for call in calls]
+    return [task.result() for task in tasks]
+
+
+async def _outcome(call: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    try:
+        # What looks like a plain function may still return something to await.
+        result = call() if inspect.iscoroutinefunction(call) else await _on_thread(call)
+        return (await result if inspect.isawaitable(result) else result), None
+    except Exception as error:  # handed over as the call's outcome
+        return None, error
+
+
+async def _on_thread(call: Callable[[], Any]) -> Any:
+    """Call it on a thread of its own, in the task's context.
+
+    Not in the loop's executor: calls that take long would keep `Aside` waiting, and the books with it.
+    """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def work() -> None:
+        result: Any = None
+        error: BaseException | None = None
+        try:
+            result = context.run(call)
+        except BaseException as caught:  # raised anew where it is awaited
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(tell, (result, error))
+
+    def tell(outcome: tuple[Any, BaseException | None]) -> None:
+        if not ended.done():
+            ended.set_result(outcome)
+
+    threading.Thread(target=work, name="maxwell-perform").start()
+    result, error = await ended
+    if error is not None:
+        raise error
+    return result
 
 
 async def _first(handles: Sequence[_Started], seconds: float | None) -> list[_Started]:

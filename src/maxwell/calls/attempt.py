@@ -18,13 +18,12 @@ from maxwell.calls.reply import Reply
 from maxwell.calls.samples import Sent, sample_of
 from maxwell.calls.state import PoolState, has_budget
 from maxwell.calls.verdict import judged
-from maxwell.decision import Candidate
-from maxwell.errors import BackendError, StatusError, StreamBroken
+from maxwell.errors import BackendError, ConstraintBroken, StatusError, StreamBroken
 from maxwell.receipts.record import Record
 from maxwell.registry.specs import LLMSpec, Spec
 from maxwell.scheduler import LEAST_COMPLETION
 from maxwell.tokens import PromptSize, upper_bound
-from maxwell.types import ChatCall, Completion, HTTPRequest
+from maxwell.types import ChatCall, Completion, Features, HTTPRequest
 
 # Silence before the first content that is a fault of the server: so many times what is expected, but not less
 # than this, in seconds. Declared speeds of reading may be far off, so more while nothing has been learned.
@@ -45,6 +44,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         chat: What to ask.
         size: Its size.
+        features: What it asks of a server beyond writing text.
         key: What kind of reply it will have.
         prefix: Marks of its beginning.
         most: Completion tokens that were asked for when choosing; None = not said.
@@ -59,6 +59,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
     chat: ChatCall
     size: PromptSize
+    features: Features
     key: str
     prefix: tuple[int, ...]
     most: int | None
@@ -85,7 +86,7 @@ def attempt(state: PoolState, place: Place, task: Task) -> Flow[Completion]:
     spec = entry.spec
     assert isinstance(spec, LLMSpec)
     backend = entry.backend(state.known(entry))
-    _check_possible(entry, place.candidate)
+    _check_possible(state, entry, task.features)
     likely, cap, thinking = yield from _sizes(state, place, backend, task)
     wrapped = chat.constraint is not None and _is_wrapped(backend, spec, chat)
     account = Account(state, spec, task.record)
@@ -145,7 +146,7 @@ def attempt(state: PoolState, place: Place, task: Task) -> Flow[Completion]:
     state.note_read(place.candidate, task.prefix)
     _learn(state, place, task, reply, load_seconds=took or entry.load_to_learn(state.known(entry)))
     whole = reply.completion(now(), list(task.tried), usage, usd)
-    done = judged(whole, chat, wrapped=wrapped, refused=reply.refused)
+    done = _judged(state, whole, chat, wrapped=wrapped, refused=reply.refused)
     if task.emit and wrapped:
         yield Emit(done.text)
     return done
@@ -266,19 +267,38 @@ def _reserve(
     )
 
 
-def _check_possible(entry: Entry, candidate: Candidate) -> None:
+def _check_possible(state: PoolState, entry: Entry, features: Features) -> None:
     """Refuse before sending what cannot succeed there."""
     name = entry.spec.name
     if entry.key_problem is not None:
         raise StatusError(entry.key_problem, llm=name, kind="auth")
-    if candidate.cannot:
-        raise StatusError(candidate.cannot, llm=name, kind="unsupported")
+    cannot = entry.cannot(features, state.known(entry))
+    if cannot:
+        raise StatusError(cannot, llm=name, kind="unsupported")
+
+
+def _judged(
+    state: PoolState, whole: Completion, chat: ChatCall, *, wrapped: bool, refused: bool
+) -> Completion:
+    """`whole` as the caller gets it, if it obeys; whether it does is remembered."""
+    if chat.constraint is None:
+        return whole
+    now = state.clock.monotonic()
+    try:
+        done = judged(whole, chat, wrapped=wrapped, refused=refused)
+    except ConstraintBroken as error:
+        if error.kind == "constraint_broken":
+            state.obedience.note(whole.llm, chat.constraint, obeyed=False, now=now)
+        raise
+    state.obedience.note(whole.llm, chat.constraint, obeyed=True, now=now)
+    return done
 
 
 def _is_wrapped(backend: Backend, spec: LLMSpec, chat: ChatCall) -> bool:
     """Whether the reply comes as `{"value": ...}`."""
     assert chat.constraint is not None
-    return backend.constrain(spec, chat.constraint, tools=bool(chat.tools)).wrapped
+    tools = bool(chat.tools) and chat.tool_choice != "none"
+    return backend.constrain(spec, chat.constraint, tools=tools).wrapped
 
 
 def _thinking(spec: LLMSpec, chat: ChatCall) -> int | None:

@@ -157,6 +157,7 @@ class _Course:
         return Task(
             chat=self._call.chat,
             size=self._size,
+            features=self._request.features,
             key=task_of(self._request),
             prefix=self._request.prefix,
             most=asked_for.needs.max_completion,

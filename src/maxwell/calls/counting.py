@@ -1,4 +1,8 @@
-"""Asks a server's own tokenizer. What it cannot tell is None: the call itself will say what is wrong."""
+"""Asks a server's own tokenizer. What it cannot tell is None: the call itself will say what is wrong.
+
+There is no tokenizer on this side: one that is not the server's counts wrong, and tiktoken would fetch its
+tables over the network.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +26,20 @@ def text_tokens(
     return (yield from _asked(request, limits, backend.decode_tokens))
 
 
+def text_count(
+    entry: Entry, backend: Backend, text: str, limits: Limits = COUNT_LIMITS, *, special: bool = False
+) -> Flow[int | None]:
+    """Tokens of `text`, with those the model puts around a text when `special`."""
+    request = backend.count_text(entry.spec, text, entry.endpoint.key, add_special=special)
+    return (yield from _asked(request, limits, backend.decode_count))
+
+
 def chat_tokens(
     entry: Entry, backend: Backend, chat: ChatCall, limits: Limits = COUNT_LIMITS
 ) -> Flow[int | None]:
-    """Prompt tokens of a conversation, its template included."""
+    """Prompt tokens of a call as it would be sent to this entry, template and tools included."""
     assert isinstance(entry.spec, LLMSpec)
-    if chat.tools:  # the counting routes do not take them
-        return None
-    request = backend.count_chat(entry.spec, chat.messages, entry.endpoint.key)
+    request = backend.count_chat(entry.spec, chat, entry.endpoint.key)
     return (yield from _asked(request, limits, backend.decode_count))
 
 

@@ -96,6 +96,17 @@ class Aside(Struct, frozen=True):
     work: Callable[[], Any]
 
 
+class Perform(Struct, frozen=True):
+    """Call the caller's own functions: side by side in coroutines, where plain ones get a thread each and
+    coroutine functions are awaited; one after the other elsewhere, where coroutine functions are a TypeError.
+
+    Result: a list of (what it returned, None) or (None, the `Exception` it raised), in order. What was begun
+    on a thread runs to its end even when the flow is left meanwhile; what is awaited is cancelled then.
+    """
+
+    calls: Sequence[Callable[[], Any]]
+
+
 class Gather(Struct, frozen=True):
     """Run flows side by side.
 

@@ -1,71 +1,76 @@
-"""Embedding calls as flows: batches in order, verified dimension, exact truncation or a clear refusal."""
+"""Embedding calls as flows: batches in order, at one server or at several that make the same vectors.
+
+Another entry takes over only where the registry's lock proves that it makes vectors of the same space, and
+only after its server has just shown that it still does (see `spaces`).
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import NoReturn
 
-from maxwell.backends.base import Backend
-from maxwell.calls.accounts import Account
-from maxwell.calls.admission import Flight, admit_embedding
-from maxwell.calls.attempt import limits_for, note, within
-from maxwell.calls.counting import COUNT_LIMITS, text_tokens
-from maxwell.calls.effects import Flow, Sleep, TransportError
+from maxwell.calls.chat import FINAL
+from maxwell.calls.effects import Flow, Sleep
+from maxwell.calls.embed_batch import Batch, batches, embed_batch
 from maxwell.calls.entries import Entry
-from maxwell.calls.failures import refusal, transport_failure
-from maxwell.calls.moment import ready_in
-from maxwell.calls.probe import fetch
-from maxwell.calls.retries import backoff, is_worth_waiting, may_ask_again
+from maxwell.calls.probe import PROBE_SECONDS, ask_all
+from maxwell.calls.retries import may_ask_again
+from maxwell.calls.select import embedding_problem
+from maxwell.calls.spaces import Spaces
 from maxwell.calls.state import PoolState
+from maxwell.calls.whole import Task, insisting
 from maxwell.errors import (
+    AllAttemptsFailed,
     BackendError,
+    BudgetExceeded,
     CallTimeout,
-    DecodeError,
     DimensionMismatch,
-    InputTooLong,
-    StatusError,
+    LedgerError,
 )
 from maxwell.receipts.record import Record
-from maxwell.registry.specs import EmbeddingSpec
-from maxwell.tokens import estimate, text_upper_bound, utf8_length
-from maxwell.types import Usage
 
-BATCH_ITEMS = 256  # OpenAI takes 2048, llama.cpp and vLLM any number; small batches keep a failure cheap
-BATCH_BYTES = 256 * 1024  # about 64k tokens; OpenAI takes 300k a request
-MOST_REPLY = 512 * 1024 * 1024
+log = logging.getLogger("maxwell")
 
-MOST_TOKENS = 2**40  # of one text; more than there are
-MOST_COUNTED = 32  # texts that a server is asked to count one by one
-SPECIAL_TOKENS = 4  # more than any embedding model puts around a text
-
-Input = str | list[int]
+SHARE_OF_TIME = 0.5  # of the time left that a reply may take to begin where somebody else could answer
+PROVING_PAUSE = 0.02  # seconds between two looks whether another call has proved an entry's vectors
 
 
-class _Task(NamedTuple):
-    """What all batches of one call have in common."""
+class Vectors(list[list[float]]):
+    """Vectors of a call's texts, in the texts' order; a list like any.
 
-    truncate: bool
-    deadline: float | None
-    record: Record
+    Attributes:
+        llms: Names of the entries that made them, in order of appearance; one, unless one took over.
+        receipt: Id of the call's receipt, for `maxwell why`; "" where none is kept.
+    """
+
+    def __init__(
+        self, vectors: Sequence[list[float]] = (), llms: Sequence[str] = (), receipt: str = ""
+    ) -> None:
+        super().__init__(vectors)
+        self.llms = tuple(llms)
+        self.receipt = receipt
 
 
-def embed(
+def embed(  # noqa: PLR0913 - everything that is said about one call
     state: PoolState,
     entry: Entry,
     texts: Sequence[str],
     *,
+    spaces: Spaces,
     asked: str | None = None,
     truncate: bool = False,
     seconds: float | None = None,
-) -> Flow[list[list[float]]]:
+) -> Flow[Vectors]:
     """One vector a text, in order; the call's receipt is kept.
 
     Args:
         state: The pool's state.
         entry: The embedding.
         texts: What to embed; none may be empty.
-        asked: The name or tag it was chosen by; None = neither.
+        spaces: Who may take over, and what is to be proved first.
+        asked: The name or tag it was chosen by; None = neither. Of one that was named nobody takes over.
         truncate: Cut a text that is too long to the model's limit, by the server's own tokens.
         seconds: Longest the whole call may take; None = the entry's own limit an exchange.
 
@@ -73,225 +78,191 @@ def embed(
         ValueError: A text is empty.
         InputTooLong: A text is too long, and may not or cannot be cut.
         DimensionMismatch: The server's vectors have another size than declared.
+        VectorSpaceChanged: The server's vectors are not the ones that the lock records.
         BudgetExceeded: The daily budget has no room.
         BackendError: The exchange failed.
+        AllAttemptsFailed: Those with several servers did.
     """
     for i, text in enumerate(texts):
         if not text:
             raise ValueError(f"text {i} to embed is empty")
+    if not texts:
+        return Vectors()
     deadline = None if seconds is None else state.clock.monotonic() + seconds
-    vectors: list[list[float]] = []
-    with state.receipts.embed(asked, texts) as record, record.attempt(entry.spec):
-        task = _Task(truncate, deadline, record)
-        for start, batch in _batches(texts):
-            vectors += yield from _insisting(state, entry, batch, start, task)
-    return vectors
-
-
-def _insisting(
-    state: PoolState, entry: Entry, batch: list[str], start: int, task: _Task
-) -> Flow[list[list[float]]]:
-    """One batch; after a failure that may pass it is sent again, lest the batches before it be lost."""
-    state.retries.earn()
-    asked = 0
-    while True:
-        asked += 1
-        try:
-            with Flight(state) as flight:
-                yield from admit_embedding(state, flight, entry, task.deadline, task.record)
-                return (yield from _embed_batch(state, entry, batch, start, task))
-        except BackendError as error:
-            pause = backoff(asked, state.draw())
-            if not may_ask_again(error.kind, asked) or not _has_time(state, entry, pause, task.deadline):
-                raise
-            if not state.retries.take():
-                raise
-        yield Sleep(pause)
-
-
-def _has_time(state: PoolState, entry: Entry, pause: float, deadline: float | None) -> bool:
-    """Whether it may be asked again after `pause`, before the deadline."""
-    left = math.inf if deadline is None else deadline - state.clock.monotonic()
-    health = state.known(entry)
-    if health is None:
-        return pause < left
-    return is_worth_waiting(health.state, ready_in(health, None, state.clock.time()), pause, left)
-
-
-def _batches(texts: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """Consecutive runs small enough for one request, each with the index of its first text."""
-    batch: list[str] = []
-    size = start = 0
-    for i, text in enumerate(texts):
-        length = utf8_length(text)
-        if batch and (len(batch) >= BATCH_ITEMS or size + length > BATCH_BYTES):
-            yield start, batch
-            batch, size, start = [], 0, i
-        batch.append(text)
-        size += length
-    if batch:
-        yield start, batch
-
-
-def _embed_batch(
-    state: PoolState,
-    entry: Entry,
-    batch: list[str],
-    start: int,
-    task: _Task,
-) -> Flow[list[list[float]]]:
-    """One request; where one input is too long, it is cut or named."""
-    spec = entry.spec
-    assert isinstance(spec, EmbeddingSpec)
-    if entry.key_problem is not None:
-        raise StatusError(entry.key_problem, llm=spec.name, kind="auth")
-    truncate, deadline, record = task
-    health = state.known(entry)
-    backend = entry.backend(health)
-    limit = entry.context(health)
-    inputs: list[Input] = list(batch)
-    if truncate and not backend.truncates:
-        inputs = yield from _cut(state, entry, backend, batch, limit, deadline)
-        if deadline is not None and state.clock.monotonic() >= deadline:
-            raise CallTimeout("the time ran out while texts were counted", llm=spec.name, kind="timeout")
-    truncate_to = limit if truncate and backend.truncates else None
-    most = limit if truncate else MOST_TOKENS  # of one text: what is cut off is not read
-    worst = sum(min(text_upper_bound(text) + SPECIAL_TOKENS, most) for text in batch)
-    account = Account(state, spec, record)
-    used = Usage(sum(estimate(utf8_length(text)) for text in batch), 0, estimated=True)
-    sent = False
-    try:
-        yield from account.open(
-            worst, 0, count=lambda: _counted(state, entry, backend, batch, most, deadline)
-        )
-        request = backend.embed(spec, inputs, entry.endpoint.key, truncate_to=truncate_to)
-        yield from account.send()
-        sent = True  # from here on the server may be working for us, whatever becomes of this call
-        status, headers, body = yield from fetch(request, limits_for(state, spec, deadline), MOST_REPLY)
-        if status != 200:
-            sent = False
-            raise refusal(state, entry, backend, status, headers, body)
-        try:
-            reply = backend.decode_embeddings(body, len(batch))
-        except ValueError as error:
-            raise DecodeError(f"not an embeddings reply: {error}", llm=spec.name, kind="bad_reply") from error
-        used = reply.usage or used
-        account.settle(account.sure(used, cut=False))
-    except TransportError as error:
-        sent = error.stage not in ("refused", "connect")
-        raise _broken_off(state, entry, error, task) from error
-    except StatusError as error:
-        note(state, entry, error, record)
-        if error.kind != "context_overflow":
-            raise
-        raise (yield from _too_long(state, entry, batch, start, limit, deadline)) from error
-    finally:
-        # After a success this does nothing; any other way out books what may have been used.
-        if sent:
-            account.settle(account.sure(used, cut=True))
+    others = [] if asked == entry.spec.name else spaces.others(entry)
+    with state.receipts.embed(asked, texts) as record:
+        course = _Course(state, spaces, [entry, *others], texts, truncate, deadline)
+        at: Entry | None = yield from course.first()
+        while at is not None:
+            try:
+                with record.attempt(at.spec):
+                    yield from course.serve(at, record)
+                break
+            except (BackendError, BudgetExceeded, LedgerError) as error:
+                course.note(at, error)
+                at = yield from course.follower(at, error)
         else:
-            account.release()
-    state.health.note_success(entry.endpoint)
-    _check_dimension(spec, reply.vectors)
-    return reply.vectors
+            course.give_up()
+    return Vectors(course.vectors, course.answered, record.id)
 
 
-def _broken_off(state: PoolState, entry: Entry, error: TransportError, task: _Task) -> BackendError:
-    """The failure, noted unless the caller's own time was over."""
-    failure = transport_failure(entry.spec.name, error)
-    if error.stage != "total" or task.deadline is None:
-        note(state, entry, failure, task.record, at_once=error.stage in ("first_byte", "idle"))
-    return failure
+class _Course:
+    """How far a call has come, and who may be asked next.
 
-
-def _check_dimension(spec: EmbeddingSpec, vectors: list[list[float]]) -> None:
-    for vector in vectors:
-        if len(vector) != spec.dimension:
-            raise DimensionMismatch(
-                f"{spec.name}: declared dimension {spec.dimension}, but the server returned {len(vector)}; "
-                f"set dimension to {len(vector)} in the registry if this is the model you mean"
-            )
-
-
-def _cut(
-    state: PoolState, entry: Entry, backend: Backend, batch: list[str], limit: int, deadline: float | None
-) -> Flow[list[Input]]:
-    """The batch with every over-long text replaced by its first `limit` tokens, as the server counts them.
-
-    The special tokens that the server puts around a text are counted and kept. Where the server has no
-    tokenizer the texts stay as they are: most fit, and it says so if one does not.
+    Attributes:
+        vectors: What has come.
+        answered: Who made them.
     """
-    inputs: list[Input] = list(batch)
-    for i, text in enumerate(batch):
-        if text_upper_bound(text) + SPECIAL_TOKENS <= limit:
-            continue
-        whole = yield from _tokens(state, entry, backend, text, deadline, special=True)
-        if whole is None:
-            break
-        if len(whole) > limit:
-            plain = yield from _tokens(state, entry, backend, text, deadline, special=False)
-            inputs[i] = _shortened(whole, plain or whole, limit)
-    return inputs
 
+    def __init__(
+        self,
+        state: PoolState,
+        spaces: Spaces,
+        entries: Sequence[Entry],
+        texts: Sequence[str],
+        truncate: bool,
+        deadline: float | None,
+    ) -> None:
+        self._state = state
+        self._spaces = spaces
+        self._entries = entries  # the chosen one first
+        most = min(e.backend(state.known(e)).most_inputs for e in entries)
+        self._left = deque(batches(texts, most))
+        self._truncate = truncate
+        self._deadline = deadline
+        self._failed: dict[str, list[BackendError]] = {}
+        self._refused: list[BudgetExceeded | LedgerError] = []
+        self._asked: list[Entry] = []
+        self.vectors: list[list[float]] = []
+        self.answered: list[str] = []
 
-def _shortened(whole: list[int], plain: list[int], limit: int) -> list[int]:
-    """`whole`, special tokens included, with as much taken from the end of the text as is too much."""
-    extra = len(whole) - len(plain)
-    for before in range(extra + 1):
-        if whole[before : before + len(plain)] == plain:
-            after = whole[before + len(plain) :]
-            return whole[:before] + plain[: limit - extra] + after
-    return whole[:limit]
+    # --- who
 
+    def first(self) -> Flow[Entry]:
+        """The chosen one, unless it is known that it cannot answer and another one can."""
+        chosen = self._entries[0]
+        if len(self._entries) == 1:
+            return chosen
+        yield from self._state.open_books(self._entries)
+        if not self._is_known_bad(chosen):
+            return chosen
+        return (yield from self._untried(but=chosen)) or chosen
 
-def _counted(
-    state: PoolState, entry: Entry, backend: Backend, batch: list[str], most: int, deadline: float | None
-) -> Flow[int | None]:
-    """Tokens of the whole batch as the server counts them, at most so many of each text.
-
-    None where that is not to be had soon.
-    """
-    if len(batch) > MOST_COUNTED:
-        return None
-    total = 0
-    for text in batch:
-        tokens = yield from _tokens(state, entry, backend, text, deadline, special=True)
-        if tokens is None:
+    def follower(self, entry: Entry, error: Exception) -> Flow[Entry | None]:
+        """Who takes what is left; None = nobody."""
+        if len(self._entries) == 1 or not self._may_go_on(error):
             return None
-        total += min(len(tokens), most)
-    return total
+        follower = yield from self._untried()
+        if follower is None:
+            follower = next((e for e in self._entries if self._may_ask_again(e)), None)
+            if follower is not None and not self._state.retries.take():
+                return None
+        if follower is not None:
+            log.info("%s; %s takes over, its vectors are of the same space", error, follower.spec.name)
+        return follower
 
+    def _untried(self, but: Entry | None = None) -> Flow[Entry | None]:
+        """The first that was not asked yet and can be used; servers of unknown state are asked for it."""
+        fresh = [e for e in self._entries if e not in self._asked and e is not but]
+        unknown = [e.endpoint for e in fresh if self._state.must_ask(e)]
+        if unknown:
+            left = PROBE_SECONDS if self._deadline is None else self._deadline - self._state.clock.monotonic()
+            seconds = max(0.0, min(left, PROBE_SECONDS))
+            yield from ask_all(unknown, self._state.health, self._state.clock, seconds=seconds)
+        return next((e for e in fresh if self._is_usable(e)), None)
 
-def _tokens(
-    state: PoolState, entry: Entry, backend: Backend, text: str, deadline: float | None, *, special: bool
-) -> Flow[list[int] | None]:
-    limits = within(state, COUNT_LIMITS, deadline)
-    return (yield from text_tokens(entry, backend, text, limits, special=special))
+    def _is_usable(self, entry: Entry) -> bool:
+        return not self._spaces.is_refused(entry) and not embedding_problem(self._state, entry)
 
+    def _is_known_bad(self, entry: Entry) -> bool:
+        return self._state.known(entry) is not None and not self._is_usable(entry)
 
-def _too_long(
-    state: PoolState, entry: Entry, batch: list[str], start: int, limit: int, deadline: float | None
-) -> Flow[InputTooLong]:
-    """Say which text is too long, counted by the server's tokenizer where it has one."""
-    backend = entry.backend(state.known(entry))
-    suspects = [i for i, text in enumerate(batch) if text_upper_bound(text) + SPECIAL_TOKENS > limit]
-    suspects.sort(key=lambda i: -utf8_length(batch[i]))
-    found = suspects[0] if suspects else 0
-    size = f"{utf8_length(batch[found]):,} bytes"
-    for i in suspects[:MOST_COUNTED]:
-        counted = yield from _tokens(state, entry, backend, batch[i], deadline, special=True)
-        if counted is None:
-            break
-        if len(counted) > limit:
-            found, size = i, f"{len(counted)} tokens"
-            break
-    can_cut = backend.truncates or backend.has_tokenizer
-    way = (
-        "shorten it or pass truncate=True"
-        if can_cut
-        else "shorten it; its server has no tokenizer to cut it by"
-    )
-    return InputTooLong(
-        f"{entry.spec.name}: text {start + found} ({size}) is longer than the model reads "
-        f"(limit {limit} tokens); {way}"
-    )
+    def _may_go_on(self, error: Exception) -> bool:
+        if isinstance(error, BackendError) and error.kind in FINAL:
+            return False
+        return self._deadline is None or self._state.clock.monotonic() < self._deadline
+
+    def _may_ask_again(self, entry: Entry) -> bool:
+        """Whether one that failed once may have passed it."""
+        failed = self._failed.get(entry.spec.name, [])
+        return len(failed) == 1 and self._asked.count(entry) == 1 and may_ask_again(failed[0].kind, 1)
+
+    def _has_other(self, entry: Entry) -> bool:
+        """Whether somebody else could be asked if this one fails, as far as is known."""
+        if len(self._entries) == 1:
+            return False
+        others = [e for e in self._entries if e is not entry]
+        fresh = any(e not in self._asked and not self._is_known_bad(e) for e in others)
+        return fresh or any(self._may_ask_again(e) for e in others)
+
+    # --- what
+
+    def serve(self, entry: Entry, record: Record) -> Flow[None]:
+        """Have everything that is left embedded there."""
+        others = self._has_other(entry)
+        self._asked.append(entry)
+        while self._left:
+            task = self._task(record, others)
+            yield from self._prove(entry, task, again=not others)
+            batch = self._left[0]
+            self.vectors += yield from self._ask(
+                entry, batch, task, again=not others, truncate=self._truncate
+            )
+            self._left.popleft()
+            if entry.spec.name not in self.answered:
+                self.answered.append(entry.spec.name)
+
+    def _task(self, record: Record, others: bool) -> Task:
+        if self._deadline is None or not others:
+            return Task(record, self._deadline)
+        left = max(self._deadline - self._state.clock.monotonic(), 0.001)
+        return Task(record, self._deadline, SHARE_OF_TIME * left)
+
+    def _ask(
+        self, entry: Entry, batch: Batch, task: Task, *, again: bool, truncate: bool
+    ) -> Flow[list[list[float]]]:
+        def once() -> Flow[list[list[float]]]:
+            return embed_batch(self._state, entry, batch, task, truncate=truncate)
+
+        return insisting(self._state, entry, task, once, again=again)
+
+    def _prove(self, entry: Entry, task: Task, *, again: bool) -> Flow[None]:
+        """Raises `VectorSpaceChanged` where the entry makes other vectors than the lock records."""
+        state, spaces = self._state, self._spaces
+        mark = object()
+        while spaces.must_prove(entry, state.known(entry)):
+            if not spaces.begin(entry, mark):
+                yield from self._pause(entry)
+                continue
+            try:
+                canaries = Batch(0, list(spaces.canaries))
+                made = yield from self._ask(entry, canaries, task, again=again, truncate=False)
+                spaces.compare(entry, made, state.known(entry))
+            except DimensionMismatch as error:
+                raise spaces.refuse(entry, str(error)) from error
+            finally:
+                spaces.end(entry)
+
+    def _pause(self, entry: Entry) -> Flow[None]:
+        """Another call is at it."""
+        if self._deadline is not None and self._state.clock.monotonic() >= self._deadline:
+            words = "the time ran out while its vectors were compared with the registry's lock"
+            raise CallTimeout(words, llm=entry.spec.name, kind="timeout")
+        yield Sleep(PROVING_PAUSE)
+
+    # --- how it ends
+
+    def note(self, entry: Entry, error: BackendError | BudgetExceeded | LedgerError) -> None:
+        """It could not."""
+        if isinstance(error, BackendError):
+            self._spaces.forget(entry)
+            self._failed.setdefault(entry.spec.name, []).append(error)
+        else:
+            self._refused.append(error)
+
+    def give_up(self) -> NoReturn:
+        """The one failure as it is; those of several entries as one error that names them all."""
+        errors = [error for failed in self._failed.values() for error in failed]
+        if len(self._failed) > 1:
+            raise AllAttemptsFailed(errors) from errors[-1]
+        raise errors[-1] if errors else self._refused[-1]

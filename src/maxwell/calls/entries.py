@@ -57,10 +57,10 @@ class Entry:
         self._speeds = (None, None, "", 0.0, None)
 
     def backend(self, health: Health | None = None) -> Backend:
-        """How to speak to it; an entry that names no backend is spoken to as what its server says it is."""
-        if self.spec.backend is None and health is not None and health.family in ("llamacpp", "vllm"):
-            return get_backend(health.family)
-        return self._declared
+        """How to speak to it: as what its server says it is, else as declared."""
+        if health is None or not health.family:
+            return self._declared
+        return get_backend(self.spec.backend or "openai", family=health.family, version=health.version)
 
     def cannot(self, features: Features, health: Health | None) -> str:
         """Why it cannot do what a call asks beyond writing text, in a few words; "" = it can."""
@@ -110,8 +110,7 @@ class Entry:
 
     def is_counted(self, health: Health | None) -> bool:
         """Whether it matters how many requests its server has: a cloud takes any number."""
-        family = self.spec.backend or ("" if health is None else health.family)
-        return family in ("llamacpp", "vllm") or self.slots(health) is not None
+        return self.backend(health).family != "openai" or self.slots(health) is not None
 
     def speeds(
         self, learned: Learned | None, usual: Learned | None, now: float, task: str = ""
@@ -188,4 +187,5 @@ def _says_the_same(one: Health | None, other: Health | None) -> bool:
         and one.context == other.context
         and one.slots == other.slots
         and one.family == other.family
+        and one.version == other.version
     )

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from maxwell.calls.chat import Call, chat
+from maxwell.calls.chat import FINAL, Call, chat
 from maxwell.calls.effects import Flow
 from maxwell.calls.state import PoolState
 from maxwell.errors import ConstraintBroken
@@ -31,7 +31,7 @@ def parsing(state: PoolState, call: Call, read: Callable[[str], V]) -> Flow[tupl
         done = yield from chat(state, call)
         return done, _read(done, read)
     except ConstraintBroken as error:
-        if not call.repair:
+        if not call.repair or error.kind in FINAL:
             raise
         call = _mended(call, error)
     done = yield from chat(state, call)

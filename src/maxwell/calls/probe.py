@@ -11,11 +11,13 @@ from functools import partial
 
 import msgspec
 
-from maxwell.backends import Probes, Props, get_backend
+from maxwell.backends import ModelsReply, Probes, Props, get_backend
 from maxwell.backends.base import Backend
+from maxwell.backends.listing import read_info, read_models_at_root
 from maxwell.calls.effects import Close, Flow, Gather, Limits, Pull, Send, Sleep, TransportError
 from maxwell.clock import Clock
 from maxwell.health import FRESH_SECONDS, Endpoint, Health, HealthBook
+from maxwell.health.evidence import NOTHING
 from maxwell.types import HTTPRequest
 
 PROBE_SECONDS = 2.0  # a whole round of health checks takes no longer
@@ -59,26 +61,37 @@ def _news(endpoint: Endpoint, book: HealthBook, clock: Clock, since: float) -> H
 
 
 def _ask(endpoint: Endpoint, book: HealthBook, clock: Clock) -> Flow[Health]:
-    """Ask the endpoint itself."""
+    """Ask the endpoint itself, in the words of the family that it was found to be of."""
     began = clock.monotonic()
-    backend = get_backend(endpoint.backend or "openai")
-    probes = backend.probes(endpoint.root, endpoint.key)
+    known = book.get(endpoint, clock.time()) or NOTHING
+    declared = endpoint.backend or "openai"
+    backend = get_backend(declared, family=known.family)
     props = Props()
     try:
-        health = yield from _state(backend, probes, clock)
-        if health.state == "up" and probes.props is not None:
-            health, props = yield from _with_props(health, backend, probes.props)
+        health = yield from _state(backend, backend.probes(endpoint.root, endpoint.key), clock)
+        health = _still_of(known, health)
+        backend = get_backend(declared, family=health.family)
+        if health.state == "up":
+            health, props = yield from _with_props(health, backend, endpoint)
     except TransportError as error:
-        health = Health(state="down", at=clock.time(), detail=str(error))
+        health = _still_of(known, Health(state="down", at=clock.time(), detail=str(error)))
     health = msgspec.structs.replace(health, seconds=clock.monotonic() - began)
+    probes = backend.probes(endpoint.root, endpoint.key)
     told = props.lists_slots and props.slots is not None and not book.sleeps(endpoint)
     if health.state != "up" or probes.load is None or (probes.load_wakes and not told):
         return health
     return (yield from _with_load(health, backend, probes.load, clock, partial(book.own, endpoint.root)))
 
 
+def _still_of(known: Health, found: Health) -> Health:
+    """`found`, of the family and version that is known where it does not tell, as while it is down."""
+    family = found.family or known.family
+    version = known.version if family == known.family else ""
+    return msgspec.structs.replace(found, family=family, version=found.version or version)
+
+
 def _state(backend: Backend, probes: Probes, clock: Clock) -> Flow[Health]:
-    """The state, by `/health` and `/v1/models`."""
+    """The state, by `/health` and `/v1/models`, and by what stands elsewhere where there is no /v1."""
     status, headers, body = yield from fetch(probes.health, _LIMITS)
     state = backend.read_health(status, headers, body)
     if state not in (None, "up"):
@@ -86,21 +99,43 @@ def _state(backend: Backend, probes: Probes, clock: Clock) -> Flow[Health]:
     told = state
     status, headers, body = yield from fetch(probes.models, _LIMITS)
     reply = backend.read_models(status, headers, body)
+    if status == 404 and not reply.family:
+        reply = (yield from _elsewhere(probes)) or reply
     # A server whose /health is fine may have no list of models; one with neither is no LLM server.
     state = reply.state or told or "down"
     detail = "" if state == "up" else f"/v1/models says {status}"
     return Health(state=state, at=clock.time(), detail=detail, models=reply.models, family=reply.family)
 
 
-def _with_props(health: Health, backend: Backend, request: HTTPRequest) -> Flow[tuple[Health, Props]]:
-    """Slots, per-slot context and sleep, where the server tells them; their absence is no fault."""
+def _elsewhere(probes: Probes) -> Flow[ModelsReply | None]:
+    """What a server without /v1/models lists at its root; None where that, too, tells nothing."""
+    with contextlib.suppress(TransportError):
+        if probes.models_at_root is not None:
+            status, headers, body = yield from fetch(probes.models_at_root, _LIMITS)
+            reply = read_models_at_root(status, headers, body)
+            if reply.family:
+                return reply
+        if probes.info is not None:
+            status, _, body = yield from fetch(probes.info, _LIMITS)
+            reply = read_info(status, body)
+            if reply.family:
+                return reply
+    return None
+
+
+def _with_props(health: Health, backend: Backend, endpoint: Endpoint) -> Flow[tuple[Health, Props]]:
+    """Version, slots, context and sleep, where the server tells them; their absence is no fault."""
     props = Props()
+    request = backend.probes(endpoint.root, endpoint.key).props
+    if request is None:
+        return health, props
     with contextlib.suppress(TransportError):
         status, _, body = yield from fetch(request, _LIMITS)
         props = backend.read_props(status, body)
         health = msgspec.structs.replace(
             health,
             state="asleep" if props.sleeping else health.state,
+            version=props.version or health.version,
             slots=props.slots,
             context=props.context,
             vision=props.vision,

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from maxwell.backends import wire
 from maxwell.registry.specs import LLMSpec
 from maxwell.types import Completion, Timings, ToolCall, Usage
@@ -46,7 +48,8 @@ class Reply:
         self.refused = False
         self._text: list[str] = []
         self._reasoning: list[str] = []
-        self._tools: dict[int, list[str]] = {}  # index -> id, name, arguments
+        self._tools: list[list[str]] = []  # id, name, arguments
+        self._places: dict[int | None, list[str]] = {}  # the latest one of each index; None = not numbered
         self._usage: wire.WireUsage | None = None
         self._model = ""
         self._chunks = 0
@@ -97,17 +100,17 @@ class Reply:
                 self._take_tool(call)
         return text
 
-    def _take_tool(self, call: wire.ToolCallDelta) -> None:
-        index = call.index
-        if index is None:  # some servers do not number calls: a new id begins a new one
-            latest = max(self._tools, default=-1)
-            begins = latest < 0 or bool(call.id and call.id != self._tools[latest][0])
-            index = latest + 1 if begins else latest
-        known = self._tools.setdefault(index, ["", "", ""])
-        known[0] = known[0] or call.id or ""
-        if call.function is not None:
-            known[1] = known[1] or call.function.name or ""
-            known[2] += call.function.arguments or ""
+    def _take_tool(self, delta: wire.ToolCallDelta) -> None:
+        id, name, arguments = delta.id or "", "", ""
+        if delta.function is not None:
+            name, arguments = delta.function.name or "", delta.function.arguments or ""
+        known = self._places.get(delta.index)
+        if known is None or _is_another(known, id, name, is_numbered=delta.index is not None):
+            known = self._places[delta.index] = ["", "", ""]
+            self._tools.append(known)
+        known[0] = known[0] or id
+        known[1] = known[1] or name
+        known[2] += arguments
 
     @property
     def has_reasoning(self) -> bool:
@@ -125,7 +128,7 @@ class Reply:
     def seen_tokens(self, bytes_per_token: float) -> int:
         """Tokens of the reply so far: its pieces, or its bytes by that ratio, whichever are more."""
         seen = sum(len(t.encode("utf-8", "replace")) for t in (*self._text, *self._reasoning))
-        seen += sum(len(c[1]) + len(c[2]) for c in self._tools.values())
+        seen += sum(len(c[1]) + len(c[2]) for c in self._tools)
         return max(self._chunks, math.ceil(seen / bytes_per_token))
 
     def completion(self, now: float, attempts: list[str], usage: Usage, usd: float) -> Completion:
@@ -134,7 +137,7 @@ class Reply:
         return Completion(
             text="".join(self._text),
             reasoning="".join(self._reasoning),
-            tool_calls=[ToolCall(*self._tools[i]) for i in sorted(self._tools)],
+            tool_calls=[ToolCall(*call) for call in self._tools],
             finish_reason=self.finish_reason or "",
             usage=usage,
             cost_usd=usd,
@@ -149,3 +152,21 @@ class Reply:
             attempts=attempts,
             receipt=self._receipt,
         )
+
+
+def _is_another(known: list[str], id: str, name: str, *, is_numbered: bool) -> bool:
+    """Whether a delta begins another call where one is known: some servers number all calls 0, or none."""
+    if id and id != known[0]:
+        # A piece may come with an id of its own, but then it has no name.
+        return bool(known[0] or known[1]) and (bool(name) or not is_numbered)
+    if id or not name or not known[1]:
+        return False
+    return name != known[1] or _is_whole(known[2])
+
+
+def _is_whole(arguments: str) -> bool:
+    try:
+        msgspec.json.decode(arguments)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return False
+    return True

@@ -10,12 +10,12 @@ from maxwell.calls.counting import text_tokens
 from maxwell.calls.effects import Flow, Gather, Limits
 from maxwell.calls.entries import Entry
 from maxwell.calls.probe import PROBE_SECONDS, ask_all
+from maxwell.calls.spaces import Spaces
 from maxwell.calls.state import PoolState, with_tokens
 from maxwell.decision import Decision, Rejected, Request, Scored
-from maxwell.errors import BudgetExceeded, LedgerError, NoEligibleLM
+from maxwell.errors import BudgetExceeded, LedgerError, NoEligibleLM, UnknownName
 from maxwell.explain import refusal
 from maxwell.health import Health
-from maxwell.registry.specs import EmbeddingSpec
 from maxwell.scheduler import PASSING, decide
 from maxwell.tokens import TEMPLATE_TOKENS_PER_MESSAGE
 
@@ -190,8 +190,11 @@ def _count_prompt(entry: Entry, health: Health, prompt: str) -> Flow[int | None]
     return None if tokens is None else len(tokens) + TEMPLATE_TOKENS_PER_MESSAGE
 
 
-def choose_embedding(state: PoolState, name_or_tag: str | None) -> Flow[Entry]:
+def choose_embedding(state: PoolState, name_or_tag: str | None, spaces: Spaces | None = None) -> Flow[Entry]:
     """The embedding of that name, else the first usable one with that tag; None = tag "default", else any.
+
+    Where `spaces` knows the first one with that tag, only those of its vector space count: another one's
+    vectors could not be compared with those made on other days.
 
     Raises:
         UnknownName: Nothing has that name or tag.
@@ -199,12 +202,59 @@ def choose_embedding(state: PoolState, name_or_tag: str | None) -> Flow[Entry]:
         LedgerError: The one of that name needs books, and they cannot be kept.
         NoEligibleLM: What has it cannot be used.
     """
+    entries = _called(state.embeddings, "embedding", name_or_tag)
+    strangers: list[Entry] = []
+    if spaces is not None and entries:
+        first = entries[0]
+        entries, strangers = spaces.one_space(entries)
+    aside = [
+        f"{e.spec.name}: the registry's lock puts it in another vector space than {first.spec.name}, "
+        "ask for it by its name"
+        for e in strangers
+    ]
+    return (yield from _first_usable(state, entries, "embedding", name_or_tag, aside))
+
+
+def choose_reranker(state: PoolState, rerankers: Sequence[Entry], name_or_tag: str | None) -> Flow[Entry]:
+    """The reranker of that name, else the first usable one with that tag; None = tag "default", else any.
+
+    Raises as `choose_embedding`.
+    """
+    entries = _called(rerankers, "reranker", name_or_tag)
+    return (yield from _first_usable(state, entries, "reranker", name_or_tag))
+
+
+def _called(entries: Sequence[Entry], what: str, name_or_tag: str | None) -> list[Entry]:
+    """The one of that name, else all with that tag, in registry order. Raises `UnknownName`."""
     if name_or_tag is None:
-        entries = [e for e in state.embeddings if "default" in e.spec.tags] or state.embeddings
-    else:
-        entries = state.embedding_entries(name_or_tag)
+        return [e for e in entries if "default" in e.spec.tags] or list(entries)
+    if not isinstance(name_or_tag, str):
+        raise TypeError(f"a name must be a str, not {name_or_tag!r}")
+    named = [e for e in entries if e.spec.name == name_or_tag]
+    found = named or [e for e in entries if name_or_tag in e.spec.tags]
+    if found:
+        return found
+    tags = sorted({tag for e in entries for tag in e.spec.tags})
+    names = list(dict.fromkeys([*(e.spec.name for e in entries), *tags]))
+    if not names:
+        raise UnknownName(f"no {what} {name_or_tag!r}: the registry declares none")
+    import difflib  # only for a mistake
+
+    meant = difflib.get_close_matches(name_or_tag, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(meant)}?" if meant else f"there is {', '.join(names[:8])}"
+    raise UnknownName(f"no {what} {name_or_tag!r}; {hint}")
+
+
+def _first_usable(
+    state: PoolState,
+    entries: Sequence[Entry],
+    what: str,
+    name_or_tag: str | None,
+    aside: Sequence[str] = (),
+) -> Flow[Entry]:
+    """The first that can be used. `aside` says who else is not considered, and why."""
     if not entries:
-        raise NoEligibleLM("no embedding can be chosen: the registry declares none")
+        raise NoEligibleLM(f"no {what} can be chosen: the registry declares none")
 
     yield from state.open_books(entries)
 
@@ -221,12 +271,11 @@ def choose_embedding(state: PoolState, name_or_tag: str | None) -> Flow[Entry]:
     named = [entry for entry in entries if entry.spec.name == name_or_tag]
     if named and (no_budget := state.budget_problem(named[0])) is not None:
         raise no_budget
-    raise NoEligibleLM("no embedding can be chosen: " + "; ".join(problems))
+    raise NoEligibleLM(f"no {what} can be chosen: " + "; ".join([*problems, *aside]))
 
 
 def embedding_problem(state: PoolState, entry: Entry) -> str:
-    """Why the embedding cannot be used now, or ""."""
-    assert isinstance(entry.spec, EmbeddingSpec)
+    """Why an embedding or a reranker cannot be used now, or ""."""
     health = state.known(entry)
     _, words = entry.blocked_by(health)
     if words:

@@ -14,6 +14,7 @@ import msgspec
 from maxwell.calls.effects import Aside, Flow
 from maxwell.calls.entries import Entry
 from maxwell.calls.moment import NOBODY, at_this_moment
+from maxwell.calls.obedience import Obedience
 from maxwell.calls.outside import Outside
 from maxwell.calls.retries import RetryBudget
 from maxwell.clock import Clock
@@ -79,6 +80,7 @@ class PoolState:
         flights_now = self.flights
         health.own = lambda root: flights_now.loads().get(root, NOBODY).running
         self.outside = Outside()
+        self.obedience = Obedience()
         self.prefixes = Prefixes()
         self.draw = draw
         self.zone = zone(registry.budget_timezone)
@@ -231,6 +233,9 @@ class PoolState:
     def _with_cannot(self, candidate: Candidate, features: Features) -> Candidate:
         entry = self.llm(candidate.spec.name)
         words = entry.cannot(features, self.known(entry))
+        if not words and features.constraint is not None:
+            now = self.clock.monotonic()
+            words = self.obedience.words(entry.spec.name, features.constraint, now)
         return msgspec.structs.replace(candidate, cannot=words) if words else candidate
 
     def note_read(self, candidate: Candidate, prefix: tuple[int, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -13,7 +14,7 @@ from maxwell.calls.state import PoolState, left_today
 from maxwell.errors import LedgerError
 from maxwell.health import Health
 from maxwell.ledger import NANO, Used
-from maxwell.registry.specs import LLMSpec, Spec
+from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Spec
 from maxwell.speed import Speeds, speeds_of
 
 FAR_OFF = 1.5  # times: so far may a declared speed be from the measured one before it is said
@@ -40,7 +41,7 @@ class Status(Struct, frozen=True, kw_only=True):
         remarks: What the registry declares and the server tells otherwise.
     """
 
-    kind: Literal["llm", "embedding"]
+    kind: Literal["llm", "embedding", "reranker"]
     spec: Spec
     health: Health | None
     problem: str
@@ -62,9 +63,11 @@ class Status(Struct, frozen=True, kw_only=True):
         return "down" if self.health is None or self.health.state == "unknown" else self.health.state
 
 
-def statuses(state: PoolState, *, refresh: bool = False) -> Flow[list[Status]]:
+def statuses(
+    state: PoolState, rerankers: Sequence[Entry] = (), *, refresh: bool = False
+) -> Flow[list[Status]]:
     """Every entry's status; asks the endpoints not asked in the last 30 seconds, or all when `refresh`."""
-    entries = [*state.llms, *state.embeddings]
+    entries = [*state.llms, *state.embeddings, *rerankers]
     ask = [e.endpoint for e in entries if refresh or not state.is_fresh(e)]
     if ask:
         yield from ask_all(ask, state.health, state.clock, anew=refresh)
@@ -80,13 +83,12 @@ def statuses(state: PoolState, *, refresh: bool = False) -> Flow[list[Status]]:
 
 def _status(state: PoolState, entry: Entry, books: dict[str, Used] | None, resets_in: float) -> Status:
     spec, health = entry.spec, state.known(entry)
-    is_llm = isinstance(spec, LLMSpec)
     load, learned = state.flights.loads().get(entry.endpoint.root), state.speeds.learned(entry.learned_as)
     measured = speeds_of(learned, spec) if learned is not None and isinstance(spec, LLMSpec) else None
     used = None if books is None else books.get(spec.name, Used())
     left = (None, None) if used is None else left_today(spec, used)
     return Status(
-        kind="llm" if is_llm else "embedding",
+        kind=_kind(spec),
         spec=spec,
         health=health,
         problem=entry.blocked_by(health)[1],
@@ -100,6 +102,12 @@ def _status(state: PoolState, entry: Entry, books: dict[str, Used] | None, reset
         resets_in=resets_in,
         remarks=(*_remarks(entry, health), *_speed_remarks(spec, measured)),
     )
+
+
+def _kind(spec: Spec) -> Literal["llm", "embedding", "reranker"]:
+    if isinstance(spec, LLMSpec):
+        return "llm"
+    return "embedding" if isinstance(spec, EmbeddingSpec) else "reranker"
 
 
 def _remarks(entry: Entry, health: Health | None) -> list[str]:
@@ -122,7 +130,11 @@ def _remarks(entry: Entry, health: Health | None) -> list[str]:
     if isinstance(spec, LLMSpec):
         if spec.capabilities.vision and health.vision is False:
             remarks.append("declares vision, the server takes no images")
-    elif served is not None and served.dimension not in (None, spec.dimension):
+    elif (
+        isinstance(spec, EmbeddingSpec)
+        and served is not None
+        and served.dimension not in (None, spec.dimension)
+    ):
         remarks.append(f"declares dimension {spec.dimension}, the server says {served.dimension}")
     return remarks
 

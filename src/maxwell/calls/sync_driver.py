@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import queue
 import threading
 import time
@@ -17,6 +18,7 @@ from maxwell.calls.effects import (
     Flow,
     Gather,
     Handle,
+    Perform,
     Pull,
     Send,
     Sleep,
@@ -143,10 +145,17 @@ class _Run:
             return self.opened.remove(effect.exchange)
         if kind is Aside:
             return effect.work()
-        if kind is Gather:
-            return _gather(effect, self.transport)
         if kind is Sleep:
             return self._wait((), effect.seconds)
+        if kind is Perform:
+            return self._perform(effect.calls)
+        return self._beside(effect)
+
+    def _beside(self, effect: Any) -> Any:
+        """Execute an effect that has to do with other flows."""
+        kind = type(effect)
+        if kind is Gather:
+            return _gather(effect, self.transport)
         if kind is Start:
             return _Started(effect.flow, self)
         if kind is First:
@@ -163,6 +172,19 @@ class _Run:
             here.sending = self._cut = None
         self.opened.append(exchange)
         return exchange
+
+    def _perform(self, calls: Sequence[Callable[[], Any]]) -> list[tuple[Any, Exception | None]]:
+        if any(inspect.iscoroutinefunction(call) for call in calls):
+            raise TypeError("a coroutine function can only be called where there is an event loop")
+        outcomes: list[tuple[Any, Exception | None]] = []
+        for call in calls:
+            if self.is_left:
+                break
+            try:
+                outcomes.append((call(), None))
+            except Exception as error:  # handed over as the call's outcome
+                outcomes.append((None, error))
+        return outcomes
 
     def _first(self, handles: Sequence[Handle], seconds: float | None) -> list[Handle]:
         if handles:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from maxwell.errors import ConstraintBroken, ReplyCutOff, StatusError
+from maxwell.errors import ConstraintBroken, ReplyCutOff
 from maxwell.types import ChatCall, Completion
 
 
@@ -23,15 +23,14 @@ def judged(done: Completion, chat: ChatCall, *, wrapped: bool, refused: bool) ->
 
     Raises:
         ReplyCutOff: The tokens ran out before it was complete.
-        ConstraintBroken: It does not obey.
-        StatusError: The model refused (`kind` "content_policy").
+        ConstraintBroken: It does not obey, or the model refused (`kind` "content_policy").
     """
     constraint = chat.constraint
     if constraint is None or (done.tool_calls and not done.text):
         return done
     if refused:
         said = " ".join(done.text.split())[:200]
-        raise StatusError(f'the model refused, "{said}"', llm=done.llm, kind="content_policy")
+        raise ConstraintBroken(f'the model refused, "{said}"', done, kind="content_policy")
     if done.finish_reason == "length":
         raise ReplyCutOff(done)
     from maxwell.constraints import violation  # heavy, and few calls have one

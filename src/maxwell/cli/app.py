@@ -30,6 +30,8 @@ _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(si
 _COMMANDS = {
     "ask": ("ask_command:ask", "Ask the best LLM for this prompt and print its reply."),
     "embed": ("embed_command:embed", "Turn texts into vectors."),
+    "rerank": ("rerank_command:rerank", "Order documents by how well they answer a query."),
+    "tokens": ("tokens_command:tokens", "Count a prompt's tokens, and how much of the context they take."),
     "map": ("map_command:map_", "Ask the whole pool many prompts, one a line."),
     "list": ("list_command:list_", "Show every LLM and embedding: health, speed, price, budget left."),
     "bench": ("bench_command:bench", "Measure how fast LLMs are, and correct the registry."),
@@ -37,6 +39,7 @@ _COMMANDS = {
     "usage": ("usage_command:usage", "Show what every entry used today and what is left of its budget."),
     "why": ("why_command:why", "Show why a call went where it went, and what became of it."),
     "check": ("check_command:check", "Check the registry and every server it names."),
+    "doctor": ("doctor_command:doctor", "Compare every field with its server, and correct it."),
     "registry": ("registry_commands:registry", "Look at the registry file: which one, what is in it."),
     "trust": ("registry_commands:trust_command", "Let a project's registry use your API keys."),
     "up": ("up_command:up", "Serve a GGUF model on this machine with llama.cpp."),

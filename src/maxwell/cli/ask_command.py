@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
 from maxwell.cli.render import fold, hint, is_terminal, money, number, plural, print_json, visible
+from maxwell.cli.reply_options import is_constrained, reply_options, seeing
 from maxwell.cli.requirement_options import (
     Command,
     Number,
@@ -22,7 +22,6 @@ from maxwell.cli.requirement_options import (
     registry_option,
     requirement_options,
     timeout_option,
-    utf8,
 )
 from maxwell.errors import StreamBroken
 from maxwell.lm_pool import LLMPool
@@ -35,6 +34,9 @@ Examples:
   maxwell ask --system "Summarise this in three sentences." - < notes.txt
   git diff | maxwell ask --system "Write a commit message." --tag coding -w 0.1
   maxwell ask --name gpt-4o --json "Say hello" | jq .usage
+  maxwell ask --image cat.jpg "What is on this picture?"
+  maxwell ask --json-schema person.json "Who wrote Faust?" | jq .name
+  maxwell ask --choice yes --choice no "Is Pluto a planet?"
 """
 
 
@@ -58,12 +60,7 @@ Examples:
 @click.option(
     "--stop", multiple=True, metavar="TEXT", help="End the reply before this text. Repeat for several."
 )
-@click.option(
-    "--grammar",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="GBNF grammar that the reply must obey (llama.cpp and vLLM).",
-)
+@reply_options
 @timeout_option
 @click.option("--no-stream", is_flag=True, help="Print the reply only when it is complete.")
 @click.option(
@@ -78,10 +75,10 @@ Examples:
 def ask(  # noqa: PLR0913 - click hands over each option by itself
     words: tuple[str, ...],
     needs: dict[str, Any],
+    how: dict[str, Any],
     name: str | None,
     system: str | None,
     stop: tuple[str, ...],
-    grammar: Path | None,
     no_stream: bool,
     show_reasoning: bool,
     log_content: bool,
@@ -94,18 +91,18 @@ def ask(  # noqa: PLR0913 - click hands over each option by itself
     PROMPT is one text, words joined by spaces. "-", or no PROMPT with something piped in, reads it from
     stdin.
     If the LLM fails before its first word, the next best answers; with --name no other does.
+    A reply that must obey something is printed only when it is complete and does.
     """
+    must_obey = is_constrained(how)
+    if how.get("repair") and not must_obey:
+        raise click.UsageError("--repair goes with --json-schema, --grammar, --choice or --regex")
     prompt = _prompt(words)
-    options |= {
-        "system_prompt": system,
-        "stop": list(stop) or None,
-        "grammar": None if grammar is None else _grammar(grammar),
-    }
+    options |= {"system_prompt": system, "stop": list(stop) or None, **how}
     # Instructions take room in the context as the prompt does.
-    chosen_for = checked(needs, prompt if system is None else f"{system}\n{prompt}")
+    chosen_for = checked(seeing(needs, how), prompt if system is None else f"{system}\n{prompt}")
     with LLMPool.from_registry(registry, log_content=log_content) as pool:
         lm = pool.get_lm(name, **chosen_for)
-        if as_json or no_stream or show_reasoning:
+        if as_json or no_stream or show_reasoning or must_obey:
             done = _whole(lm, prompt, options, as_json=as_json, show_reasoning=show_reasoning)
         else:
             done = _streamed(lm, prompt, options)
@@ -126,13 +123,6 @@ def _prompt(words: tuple[str, ...]) -> str:
     return prompt
 
 
-def _grammar(file: Path) -> str:
-    try:
-        return utf8(file.read_bytes(), str(file))
-    except OSError as error:
-        raise click.UsageError(f"cannot read the grammar {file}: {error.strerror}") from None
-
-
 def _streamed(lm: Any, prompt: str, options: dict[str, Any]) -> Completion:
     """Print each piece as it comes; a reply that breaks off stays as far as it came."""
     printer = _Printer()
@@ -150,11 +140,11 @@ def _whole(
     lm: Any, prompt: str, options: dict[str, Any], *, as_json: bool, show_reasoning: bool
 ) -> Completion:
     """Print the reply when it is complete."""
-    system = options.pop("system_prompt")
+    messages = prompt_messages(prompt, options.pop("system_prompt"), options.pop("images", None))
     try:
-        done: Completion = lm.chat(prompt_messages(prompt, system), **options)
+        done: Completion = lm.chat(messages, **options)
     except StreamBroken as error:
-        if not as_json:
+        if not as_json and not is_constrained(options):
             _print_whole(error.partial, show_reasoning)
         raise
     if as_json:

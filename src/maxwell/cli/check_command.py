@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import click
@@ -23,16 +24,25 @@ _EPILOG = """\b
 Examples:
   maxwell check
   maxwell check --registry ./lm_registry.json --json
+  maxwell check --deep --fix
 
 \b
 Exit codes:
   0  every entry can be used, maybe with warnings
-  1  some entry cannot
+  1  some entry cannot, or --fix left something to correct
   3  the registry is missing or wrong
 """
 
 Verdict = Literal["ok", "warning", "fault"]
-_STYLES: dict[Verdict, str] = {"ok": "green", "warning": "yellow", "fault": "red"}
+STYLES: dict[str, str] = {"ok": "green", "warning": "yellow", "fault": "red", "note": "dim"}
+
+fix_option = click.option(
+    "--fix",
+    is_flag=True,
+    help="Show what to change in the registry, and change it. Asks first.",
+)
+yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask before writing.")
+
 _COLUMNS = (Column("VERDICT"), Column("NAME"), Column("WHERE"), Column("FINDING", beneath="{}"))
 
 
@@ -45,24 +55,28 @@ class Finding(NamedTuple):
 
 
 @click.command("check", epilog=_EPILOG)
+@click.option("--deep", is_flag=True, help="Compare every field with its server: `maxwell doctor`.")
+@fix_option
+@yes_option
 @json_option
 @registry_option
 @click.pass_context
-def check(ctx: click.Context, as_json: bool, registry: str | None) -> None:
+def check(ctx: click.Context, deep: bool, fix: bool, yes: bool, as_json: bool, registry: str | None) -> None:
     """Check the registry and every server it names, now.
 
-    Generates nothing, so it costs nothing. `maxwell registry check` looks at the file alone.
+    Generates nothing, so it costs nothing; only with --deep (which --fix implies) each embedding makes one
+    vector of one short text. `maxwell registry check` looks at the file alone.
     """
-    try:
-        pool = LLMPool.from_registry(registry)
-    except RegistryError as error:
-        if as_json:
-            print_json({"ok": False, "problems": error.lines(), "entries": []})
-        raise
+    if deep or fix:
+        from maxwell.cli.doctor_command import look_closely
+
+        look_closely(ctx, fix=fix, yes=yes, as_json=as_json, registry=registry)
+        return
+    pool = opened(registry, as_json)
     with pool:
         with waiting("asking the servers"):
             statuses = pool.health(refresh=True)
-        advice = _advice(pool.registry)
+        advice = advice_on(pool.registry)
     findings = [_finding(status, advice[status.spec.name]) for status in statuses]
     usable = all(finding.verdict != "fault" for finding in findings)
     if as_json:
@@ -76,11 +90,21 @@ def check(ctx: click.Context, as_json: bool, registry: str | None) -> None:
         ctx.exit(EXIT_FAILED)
 
 
-def _advice(registry: Registry) -> dict[str, list[str]]:
+def opened(registry: str | None, as_json: bool) -> LLMPool:
+    """The pool of a registry. A wrong file is told as JSON, too, where that was asked for."""
+    try:
+        return LLMPool.from_registry(registry)
+    except RegistryError as error:
+        if as_json:
+            print_json({"ok": False, "problems": error.lines(), "entries": []})
+        raise
+
+
+def advice_on(registry: Registry) -> dict[str, list[str]]:
     """What looks unintended in the file, by entry."""
     advice: dict[str, list[str]] = defaultdict(list)
     for problem in advise(registry):
-        where = re.fullmatch(r"(llms|embeddings)\[(\d+)\]", problem.path)
+        where = re.fullmatch(r"(llms|embeddings|rerankers)\[(\d+)\]", problem.path)
         if where is not None:
             name = getattr(registry, where[1])[int(where[2])].name
             advice[name].append(problem.message.removeprefix(shown(name)).strip())
@@ -88,19 +112,22 @@ def _advice(registry: Registry) -> dict[str, list[str]]:
 
 
 def _finding(status: Status, advice: list[str]) -> Finding:
-    fault = _fault(status)
+    fault = fault_of(status, status.problem)
     if fault:
         return Finding(status, "fault", [fault, *advice])
-    warnings = [*_passing(status), *status.remarks, *advice]
+    warnings = [*passing(status), *status.remarks, *advice]
     if warnings:
         return Finding(status, "warning", warnings)
-    return Finding(status, "ok", [_facts(status)])
+    return Finding(status, "ok", [facts_of(status)])
 
 
-def _fault(status: Status) -> str:
-    """Why the entry cannot be used until somebody does something, and what."""
-    if status.problem:
-        return status.problem
+def fault_of(status: Status, problem: str) -> str:
+    """Why the entry cannot be used until somebody does something, and what.
+
+    `problem` is why although its server answers, or "".
+    """
+    if problem:
+        return problem
     if status.state == "misconfigured":
         spec = status.spec
         key = f"the key in {spec.api_key_env}" if spec.api_key_env else "its key (api_key_env)"
@@ -110,7 +137,7 @@ def _fault(status: Status) -> str:
     return ""
 
 
-def _passing(status: Status) -> list[str]:
+def passing(status: Status) -> list[str]:
     """What keeps the entry from being used, but will pass."""
     said = []
     if status.state == "loading":
@@ -126,7 +153,8 @@ def _passing(status: Status) -> list[str]:
     return said
 
 
-def _facts(status: Status) -> str:
+def facts_of(status: Status) -> str:
+    """What is good to know of an entry that is well."""
     health = status.health
     facts = [short_model(status.spec.model), f"{status.context:,} tokens a request"]
     if status.slots:
@@ -144,21 +172,22 @@ def _show(findings: list[Finding], file: str) -> None:
         return
     rows: list[Row] = [
         [
-            Cell(finding.verdict, _STYLES[finding.verdict]),
+            Cell(finding.verdict, STYLES[finding.verdict]),
             Cell(finding.status.spec.name, "bold"),
             place(finding.status.spec),
-            Cell("; ".join(finding.words), "" if finding.verdict == "ok" else _STYLES[finding.verdict]),
+            Cell("; ".join(finding.words), "" if finding.verdict == "ok" else STYLES[finding.verdict]),
         ]
         for finding in findings
     ]
     table(_COLUMNS, rows)
-    verdicts = [finding.verdict for finding in findings]
-    counts = [
-        plural(verdicts.count("fault"), "fault"),
-        plural(verdicts.count("warning"), "warning"),
-    ]
     say()
-    say(f"{file}: {plural(len(findings), 'entry').replace('entrys', 'entries')}, {', '.join(counts)}")
+    say(summary(file, len(findings), [finding.verdict for finding in findings]))
+
+
+def summary(file: str, entries: int, verdicts: Sequence[str]) -> str:
+    """How many entries there are, and how many findings are not good."""
+    faults, warnings = (plural(verdicts.count(verdict), verdict) for verdict in ("fault", "warning"))
+    return f"{file}: {plural(entries, 'entry').replace('entrys', 'entries')}, {faults}, {warnings}"
 
 
 def _as_json(finding: Finding) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`maxwell list`: every LLM and embedding as it stands."""
+"""`maxwell list`: every LLM, embedding and reranker as it stands."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ included. REPLY: its usual tokens. CALLS: how many showed the speed; - is not kn
 @json_option
 @registry_option
 def list_(speeds: bool, as_json: bool, registry: str | None) -> None:
-    """Show every LLM and embedding: health, speed, context, price, budget left.
+    """Show every LLM, embedding and reranker: health, speed, context, price, budget left.
 
     Servers are asked how they are, at most every 30 seconds; nothing is generated. TOKENS/S is the declared
     speed, MEASURED the one that calls showed. CONTEXT is what one request may hold; where the server gives
@@ -118,11 +118,11 @@ def _ledger_problem(pool: LLMPool, found: Sequence[Status]) -> str:
 def show_statuses(found: Sequence[Status]) -> None:
     """Print how every entry stands."""
     if not found:
-        say("the registry declares no LLM and no embedding")
+        say("the registry declares no LLM, no embedding and no reranker")
     elif not is_terminal(sys.stdout):
         table(_COLUMNS, [_row(status, status.kind) for status in found])
     else:
-        for kind, title in (("llm", "LLMs"), ("embedding", "Embeddings")):
+        for kind, title in (("llm", "LLMs"), ("embedding", "Embeddings"), ("reranker", "Rerankers")):
             rows = [_row(status, "") for status in found if status.kind == kind]
             if rows:
                 say(title, "bold underline")
@@ -271,7 +271,7 @@ def _as_json(status: Status) -> dict[str, Any]:
             "code_specialized": can.code_specialized,
             "tools": can.tools,
         }
-    else:
+    elif isinstance(spec, EmbeddingSpec):
         entry |= {"dimension": spec.dimension, "specialized_for": list(spec.specialized_for)}
     return entry
 

@@ -16,6 +16,7 @@ import msgspec
 from maxwell.amounts import duration
 from maxwell.cli.map_files import Answers, Prompt, encoded, read_prompts
 from maxwell.cli.render import fold, hint, is_terminal, money, plural
+from maxwell.cli.reply_options import reply_options, seeing
 from maxwell.cli.requirement_options import (
     Command,
     Number,
@@ -23,7 +24,6 @@ from maxwell.cli.requirement_options import (
     log_content_option,
     registry_option,
     requirement_options,
-    utf8,
 )
 from maxwell.lm_pool import LLMPool
 from maxwell.types import Completion
@@ -34,10 +34,12 @@ Examples:
   maxwell map prompts.txt --out answers.jsonl      # again: goes on where it stopped
   maxwell map --text --system "Translate into French." - < lines.txt
   maxwell map requests.jsonl --tag coding -w 0.1 | jq -r 'select(.error) | .index'
+  maxwell map reviews.txt --choice good --choice bad --out verdicts.jsonl
 
 \b
 A line of a .jsonl file is an object with "prompt" or "messages", and with any of "id",
-"system_prompt", "max_tokens", "temperature", "seed", "stop", "tools", "grammar", "extra".
+"system_prompt", "max_tokens", "temperature", "seed", "stop", "tools", "extra", "images",
+"json_schema", "grammar", "choices", "regex", "repair", "reasoning_effort", "thinking_tokens".
 A line of the output has "index", "id", "text", "finish_reason", "llm", "usage", "cost_usd",
 "key", or "error" and "kind" where there is no answer.
 """
@@ -59,12 +61,7 @@ _SAID = 3  # failures that are told one by one
 @click.option("--temperature", type=Number(0, 2), metavar="X", help="Sampling temperature, 0 to 2.")
 @click.option("--seed", type=int, metavar="N", help="Sampling seed.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End each reply before this text.")
-@click.option(
-    "--grammar",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    metavar="FILE",
-    help="GBNF grammar that each reply must obey (llama.cpp and vLLM).",
-)
+@reply_options
 @click.option(
     "--timeout",
     type=Number(min=0, min_open=True),
@@ -79,13 +76,13 @@ def map_(  # noqa: PLR0913 - click hands over each option by itself
     ctx: click.Context,
     /,
     needs: dict[str, Any],
+    how: dict[str, Any],
     file: str,
     jsonl: bool,
     out: Path | None,
     as_text: bool,
     system: str | None,
     stop: tuple[str, ...],
-    grammar: Path | None,
     log_content: bool,
     registry: str | None,
     **options: Any,
@@ -95,20 +92,15 @@ def map_(  # noqa: PLR0913 - click hands over each option by itself
     FILE holds the prompts, "-" is stdin; for each a JSON object is printed. All eligible LLMs work at once,
     each on as many prompts as it has slots; objects come in the order in which prompts are answered. With
     --out a run that was interrupted goes on where it stopped, and prompts that failed are asked anew. Ends
-    with 1 where some prompt has no answer.
+    with 1 where some prompt has no answer; a reply that does not obey what it must is none.
     """
     if as_text and out is not None:
         raise click.UsageError("--text prints on stdout and cannot be resumed; use either --text or --out")
     as_json = jsonl or Path(file).suffix in (".jsonl", ".ndjson")
-    given = {
-        **options,
-        "system_prompt": system,
-        "stop": list(stop) or None,
-        "grammar": None if grammar is None else utf8(grammar.read_bytes(), str(grammar)),
-    }
+    given = {**options, "system_prompt": system, "stop": list(stop) or None, **how}
     asked = {name: value for name, value in given.items() if value is not None}
     prompts = read_prompts(_content(file), file, as_json=as_json, options=asked)
-    chosen_for = checked(needs)
+    chosen_for = checked(seeing(needs, how))
     with LLMPool.from_registry(registry, log_content=log_content) as pool, _sink(out, prompts) as answers:
         pool.get_lm(**chosen_for)  # where nobody can be chosen at all, that is one error and not one a prompt
         run = _Run(prompts, answers, as_text=as_text)

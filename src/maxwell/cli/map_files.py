@@ -7,16 +7,19 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeGuard
 
 import click
 
 from maxwell.cli.requirement_options import utf8
+from maxwell.images import check_image, is_path
 from maxwell.maps import asked
 from maxwell.registry.files import write_atomically
 
 KEY_LENGTH = 16
 _BEGINNING = b'{"index":'
+_NOT_IN_KEYS = ("timeout", "repair")  # what has an answer has it whatever these were
+_HERE = Path()
 
 
 class Prompt(NamedTuple):
@@ -38,7 +41,7 @@ def read_prompts(data: bytes, where: str, *, as_json: bool, options: Mapping[str
 
     Args:
         data: Its content.
-        where: What it is called.
+        where: What it is called; its images are beside it.
         as_json: Whether each line is a JSON object, or a prompt's text.
         options: How all of them are asked.
 
@@ -46,12 +49,15 @@ def read_prompts(data: bytes, where: str, *, as_json: bool, options: Mapping[str
         UsageError: It is not UTF-8, or a line of it is wrong.
     """
     lines = utf8(data, where).splitlines() if as_json else _lines(utf8(data, where))
+    common = _known_by({k: v for k, v in options.items() if v is not None and k not in _NOT_IN_KEYS})
     prompts = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             raise click.UsageError(f"line {number} of {where} is empty")
-        item, name = _item(line, f"line {number} of {where}", options) if as_json else (line, None)
-        prompts.append(Prompt(item, name, _key(item, options)))
+        if as_json:
+            prompts.append(_prompt(line, f"line {number} of {where}", options, common, Path(where).parent))
+        else:
+            prompts.append(Prompt(line, None, _key(line, common)))
     if not prompts:
         raise click.UsageError(f"{where} holds no prompt")
     return prompts
@@ -65,8 +71,10 @@ def _lines(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def _item(line: str, where: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], str | int | None]:
-    """What a line of JSON asks, and what it calls itself."""
+def _prompt(
+    line: str, where: str, options: Mapping[str, Any], common: Mapping[str, Any], beside: Path
+) -> Prompt:
+    """What a line of JSON asks."""
     try:
         item = json.loads(line)
     except ValueError as error:
@@ -77,22 +85,65 @@ def _item(line: str, where: str, options: Mapping[str, Any]) -> tuple[dict[str, 
     if not isinstance(name, str | int | None) or isinstance(name, bool):
         raise click.UsageError(f'{where}: "id" must be a text or a whole number')
     try:
-        _check(item, options)
+        found = _found(item, beside)
+        _check(found, options)
+        return Prompt(found, name, _key(_known_by(item, beside), common))
+    except OSError as error:
+        raise click.UsageError(f"{where}: cannot read the image {error.filename}: {error.strerror}") from None
     except (TypeError, ValueError) as error:
         raise click.UsageError(f"{where}: {error}") from None
-    return item, name
+
+
+def _found(item: dict[str, Any], beside: Path) -> dict[str, Any]:
+    """The item with the paths of its images as they are from here; in a file they are relative to it."""
+    images = item.get("images")
+    if not _is_list(images):
+        return item
+    return {**item, "images": [str(beside / image) if is_path(image) else image for image in images]}
 
 
 def _check(item: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Raise TypeError or ValueError where the item could not be asked."""
+    """Raise TypeError, ValueError or OSError where the item could not be asked."""
     if "messages" in item and "system_prompt" in options:
         raise ValueError("--system goes with prompts; messages begin with their own")
-    asked(item, options)
+    if "messages" in item and ("images" in item or "images" in options):
+        raise ValueError("images go with prompts; messages hold their own")
+    images = item.get("images")
+    if images is not None and not _is_list(images):
+        raise TypeError("images must be a list of paths and addresses")
+    for image in images or ():
+        check_image(image)  # whole pictures are read when it is their turn
+    asked(_without_images(item), _without_images(options))
 
 
-def _key(item: object, options: Mapping[str, Any]) -> str:
-    given = {name: value for name, value in options.items() if value is not None and name != "timeout"}
-    text = json.dumps([item, given], sort_keys=True, default=str)
+def _without_images(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in given.items() if key != "images"}
+
+
+def _known_by(given: Mapping[str, Any], beside: Path = _HERE) -> dict[str, Any]:
+    """What is asked, in short: images by path and size or by what they hold."""
+    images = given.get("images")
+    if not _is_list(images):
+        return dict(given)
+    return {**given, "images": [_image_known_by(image, beside) for image in images]}
+
+
+def _image_known_by(image: Any, beside: Path) -> Any:
+    if is_path(image):
+        return [image, (beside / image).stat().st_size]
+    return image if isinstance(image, str) else _digest(image)
+
+
+def _is_list(value: Any) -> TypeGuard[list[Any]]:
+    return isinstance(value, list) and all(isinstance(image, str | dict) for image in value)
+
+
+def _key(item: object, common: Mapping[str, Any]) -> str:
+    return _digest([item, common])
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:KEY_LENGTH]
 
 

@@ -1,4 +1,4 @@
-"""`maxwell registry` (schema, check, show) and `maxwell trust`."""
+"""`maxwell registry` (schema, check, show, lock) and `maxwell trust`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from maxwell import registry as reg
+from maxwell.cli.lock_command import lock_command
 from maxwell.cli.render import plural, print_json
 from maxwell.errors import RegistryError
 from maxwell.registry.endpoints import api_key, key_problem
@@ -43,7 +44,10 @@ def registry_errors() -> Iterator[None]:
 
 @click.group("registry")
 def registry() -> None:
-    """Look at the registry file: which one, what is in it, is it right."""
+    """Look at the registry file: which one, what is in it, is it right; lock its embeddings."""
+
+
+registry.add_command(lock_command)
 
 
 @registry.command("schema")
@@ -65,8 +69,10 @@ def check_command(path: str | None, named: str | None) -> None:
         loaded = reg.load(located)
     warnings = reg.advise(loaded)
     for problem in warnings:
-        click.echo(f"{short(located.path)}: warning: {problem.path}: {problem.message}", err=True)
+        place = f"{problem.path}: " if problem.path else ""
+        click.echo(f"{short(located.path)}: warning: {place}{problem.message}", err=True)
     counts = f"{plural(len(loaded.llms), 'LLM')}, {plural(len(loaded.embeddings), 'embedding')}"
+    counts += f", {plural(len(loaded.rerankers), 'reranker')}" if loaded.rerankers else ""
     outcome = plural(len(warnings), "warning") if warnings else "no problems"
     click.echo(f"{short(located.path)}: {counts}, {outcome}")
 
@@ -89,7 +95,12 @@ def show_command(named: str | None, as_json: bool) -> None:
         click.echo(
             f"  not trusted: may not use api_key_env until you run `maxwell trust {short(located.path)}`"
         )
-    for title, specs in (("LLMs", loaded.llms), ("Embeddings", loaded.embeddings)):
+    kinds: list[tuple[str, tuple[reg.Spec, ...]]] = [
+        ("LLMs", loaded.llms),
+        ("Embeddings", loaded.embeddings),
+        ("Rerankers", loaded.rerankers),
+    ]
+    for title, specs in kinds:
         if specs:
             click.echo(title)
         for spec in specs:
@@ -139,7 +150,7 @@ def _one(path: str | None, named: str | None) -> str | None:
 
 
 def _specs(loaded: reg.Registry) -> tuple[reg.Spec, ...]:
-    return (*loaded.llms, *loaded.embeddings)
+    return (*loaded.llms, *loaded.embeddings, *loaded.rerankers)
 
 
 def _receivers(loaded: reg.Registry) -> list[str]:
@@ -164,7 +175,9 @@ def _features(spec: reg.Spec, loaded: reg.Registry) -> list[str]:
         features += [name for name in able if getattr(can, name)]
         features.append(f"tier {spec.tier}")
     else:
-        features += [f"{spec.dimension} dimensions", f"{spec.max_context} tokens of context"]
+        if isinstance(spec, reg.EmbeddingSpec):
+            features.append(f"{spec.dimension} dimensions")
+        features.append(f"{spec.max_context} tokens of context")
     features.append("free" if spec.is_free else f"${spec.price_prompt:g} per 1000 prompt tokens")
     if spec.tags:
         features.append("tags " + " ".join(spec.tags))
@@ -184,6 +197,7 @@ def _described(located: reg.Located, loaded: reg.Registry) -> dict[str, Any]:
         "budget_timezone": loaded.budget_timezone,
         "llms": [_entry(spec, loaded) for spec in loaded.llms],
         "embeddings": [_entry(spec, loaded) for spec in loaded.embeddings],
+        "rerankers": [_entry(spec, loaded) for spec in loaded.rerankers],
     }
 
 
@@ -204,6 +218,6 @@ def _entry(spec: reg.Spec, loaded: reg.Registry) -> dict[str, Any]:
     }
     if isinstance(spec, reg.LLMSpec):
         entry |= {"tier": spec.tier, "speed_tokens_per_sec": spec.capabilities.speed_tokens_per_sec}
-    else:
+    elif isinstance(spec, reg.EmbeddingSpec):
         entry |= {"dimension": spec.dimension}
     return entry

@@ -14,21 +14,32 @@ from maxwell.requirements import Needs, requirements
 from maxwell.types import Tier
 
 
-class RequirementOption(click.Option):
-    """An option that says what the LLM must be like; `--help` lists it apart."""
+class SectionOption(click.Option):
+    """An option that `--help` lists under a heading of its own.
+
+    Attributes:
+        section: The heading.
+    """
+
+    section = "Options"
+
+
+class RequirementOption(SectionOption):
+    """An option that says what the LLM must be like."""
+
+    section = "Which LLM may do it"
 
 
 class Command(click.Command):
-    """A command whose `--help` lists requirements after its own options."""
+    """A command whose `--help` lists its own options first, then the sections."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options in two sections."""
-        sections: dict[str, list[tuple[str, str]]] = {"Options": [], "Which LLM may do it": []}
+        """Write the options, each in its section."""
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
             if record is not None:
-                is_requirement = isinstance(parameter, RequirementOption)
-                sections["Which LLM may do it" if is_requirement else "Options"].append(record)
+                sections.setdefault(getattr(parameter, "section", "Options"), []).append(record)
         for title, records in sections.items():
             if records:
                 with formatter.section(title):

@@ -49,7 +49,7 @@ def today(registry: Registry) -> date:
 
 def specs(registry: Registry) -> dict[str, Spec]:
     """Every declared entry by name, in registry order."""
-    declared: list[Spec] = [*registry.llms, *registry.embeddings]
+    declared: list[Spec] = [*registry.llms, *registry.embeddings, *registry.rerankers]
     return {spec.name: spec for spec in declared}
 
 

@@ -29,7 +29,7 @@ from maxwell.cli.render import (
 )
 from maxwell.cli.usage_books import specs
 from maxwell.ledger import NANO, Limit, Used
-from maxwell.registry.specs import LLMSpec, Registry, Spec
+from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Registry, Spec
 
 _TODAY = (
     Column("NAME"),
@@ -300,8 +300,13 @@ def print_days_json(period: Period) -> None:
 
 
 def _named(line: Line) -> dict[str, Any]:
-    kind = None if line.spec is None else "llm" if isinstance(line.spec, LLMSpec) else "embedding"
-    return {"name": line.name, "kind": kind}
+    return {"name": line.name, "kind": None if line.spec is None else _kind(line.spec)}
+
+
+def _kind(spec: Spec) -> str:
+    if isinstance(spec, LLMSpec):
+        return "llm"
+    return "embedding" if isinstance(spec, EmbeddingSpec) else "reranker"
 
 
 def _figures(used: Used) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from maxwell.decision import Decision
 from maxwell.errors import (
     BackendError,
     BudgetExceeded,
+    ConstraintBroken,
     LedgerError,
     MaxwellError,
+    ReplyCutOff,
     StreamBroken,
 )
 from maxwell.receipts import Attempted, Choice, Prices, Receipt, sum_of
@@ -167,6 +169,8 @@ class Record:
         """What an error says, as far as it may be kept."""
         if not isinstance(error, MaxwellError):  # a bug's message may hold anything
             return type(error).__name__ if isinstance(error, Exception) else ""
+        if isinstance(error, ConstraintBroken) and not self._book.log_content:
+            return "the reply does not obey the constraint"  # in what would quote it
         message = (error.message if isinstance(error, BackendError) else str(error))[:MOST_MESSAGE]
         return message if self._book.log_content else without_quotes(message, self._said)
 
@@ -297,6 +301,8 @@ def _outcome(error: BaseException | None) -> str:
         return "budget"
     if isinstance(error, LedgerError):
         return "ledger"
+    if isinstance(error, ReplyCutOff):
+        return "cut_off"
     return "failed" if isinstance(error, Exception) else "cancelled"
 
 

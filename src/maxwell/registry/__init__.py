@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 from maxwell.registry.load import decode, load
 from maxwell.registry.locate import Located, find, global_registry, locate, maxwell_home
 from maxwell.registry.schema import schema
-from maxwell.registry.specs import Capabilities, EmbeddingSpec, LLMSpec, Registry, RegistryFile, Spec
+from maxwell.registry.specs import (
+    Capabilities,
+    EmbeddingSpec,
+    LLMSpec,
+    Registry,
+    RegistryFile,
+    RerankerSpec,
+    Spec,
+)
 from maxwell.registry.trust import is_trusted, trust
 
 if TYPE_CHECKING:
@@ -29,6 +37,7 @@ __all__ = [
     "Located",
     "Registry",
     "RegistryFile",
+    "RerankerSpec",
     "Spec",
     "add_entry",
     "advise",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from maxwell.errors import Problem
+from maxwell.errors import Problem, RegistryError
 from maxwell.registry.endpoints import OPENAI_HOST
 from maxwell.registry.specs import LLMSpec, Registry, RegistryFile, Spec
 from maxwell.registry.wording import shown
@@ -16,17 +16,32 @@ _STEEP_PER_1K = 2.0
 
 
 def advise(registry: Registry | RegistryFile) -> list[Problem]:
-    """Warnings about a valid registry, in file order. Their line and column are 0."""
+    """Warnings about a valid registry, in file order, and about its lock. Their line and column are 0."""
     kinds: tuple[tuple[str, tuple[Spec, ...]], ...] = (
         ("llms", registry.llms),
         ("embeddings", registry.embeddings),
+        ("rerankers", registry.rerankers),
     )
-    return [
+    found = [
         Problem(f"{kind}[{index}]", f"{shown(spec.name)} {message}")
         for kind, specs in kinds
         for index, spec in enumerate(specs)
         for message in _about(spec)
     ]
+    return found + (_about_lock(registry) if isinstance(registry, Registry) else [])
+
+
+def _about_lock(registry: Registry) -> list[Problem]:
+    """Where the lock does not fit the registry; nothing where there is none."""
+    from maxwell.registry.lock import lock_file, misfits, read_lock
+
+    if registry.path is None:
+        return []
+    try:
+        lock = read_lock(lock_file(registry.path))
+    except RegistryError as error:
+        return [Problem("", f"its lock {problem.message}") for problem in error.problems]
+    return [] if lock is None else misfits(lock, registry)
 
 
 def is_local(api_base: str) -> bool:

@@ -16,7 +16,7 @@ from maxwell.registry.wording import looks_secret, near, path_text, shown, shown
 if TYPE_CHECKING:
     from maxwell.registry.positions import Where
 
-KINDS = ("llms", "embeddings")
+KINDS = ("llms", "embeddings", "rerankers")
 
 # Whole numbers beyond this are no token counts, and no float or database column holds them exactly.
 _LARGEST = 2**53
@@ -24,7 +24,7 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _URL = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+")
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9.])?|[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?")
 _ENDPOINT = re.compile(
-    r"(/(?:chat/completions|health)|(?<=/v1)/(?:completions|embeddings|models|responses))/?$"
+    r"(/(?:chat/completions|health|rerank)|(?<=/v1)/(?:completions|embeddings|models|responses))/?$"
 )
 
 
@@ -58,7 +58,7 @@ def entries(raw: Mapping[str, Any]) -> Iterator[tuple[tuple[str, int], dict[str,
 
 def _check_top(raw: Mapping[str, Any]) -> Iterator[Finding]:
     if all(raw.get(kind, []) == [] for kind in KINDS):
-        yield Finding((), 'declares no model; add an entry to "llms" or "embeddings"')
+        yield Finding((), 'declares no model; add an entry to "llms", "embeddings" or "rerankers"')
     zone = raw.get("budget_timezone")
     if isinstance(zone, str) and (message := timezone_problem(zone)):
         yield Finding(("budget_timezone",), message)
@@ -72,7 +72,7 @@ def _check_name(where: Where, entry: Mapping[str, Any], names: dict[str, Where])
     if first != where:
         message = (
             f"{shown(name)} is already the name of {path_text(first)}; "
-            "usage is booked by name, so LLMs and embeddings need different ones"
+            "usage is booked by name, so all entries need different ones"
         )
         yield Finding((*where, "name"), message, (*first, "name"))
 

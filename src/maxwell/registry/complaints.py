@@ -183,6 +183,7 @@ def _places() -> dict[str, list[str]]:
     return {
         "the top level of the file": list(made["properties"]),
         'an entry of "embeddings"': list(named["EmbeddingSpec"]["properties"]),
+        'an entry of "rerankers"': list(named["RerankerSpec"]["properties"]),
         'an entry of "llms"': list(named["LLMSpec"]["properties"]),
         'the entry\'s "capabilities"': list(named["Capabilities"]["properties"]),
     }

@@ -45,6 +45,7 @@ def load(where: Located | Path | str, *, environ: Mapping[str, str] | None = Non
     return Registry(
         llms=decoded.llms,
         embeddings=decoded.embeddings,
+        rerankers=decoded.rerankers,
         budget_timezone=decoded.budget_timezone,
         path=path,
         project=located.project,

@@ -7,7 +7,12 @@ from typing import Any
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 OWN_KEYS = "^(_|x-)"
 
-_TITLES = {"LLMSpec": "LLM", "EmbeddingSpec": "Embedding", "Capabilities": "Capabilities"}
+_TITLES = {
+    "LLMSpec": "LLM",
+    "EmbeddingSpec": "Embedding",
+    "RerankerSpec": "Reranker",
+    "Capabilities": "Capabilities",
+}
 
 
 def schema() -> dict[str, Any]:
@@ -22,8 +27,9 @@ def schema() -> dict[str, Any]:
     top["title"] = "Maxwell language model registry"
     top["properties"]["llms"]["description"] = "The LLMs; order breaks ties, so put local ones first."
     top["properties"]["embeddings"]["description"] = "The embedding models."
+    top["properties"]["rerankers"]["description"] = "The models that score documents for a query."
     named = {name: {**_mended(body), "title": _TITLES[name]} for name, body in definitions.items()}
-    for name in ("LLMSpec", "EmbeddingSpec"):
+    for name in ("LLMSpec", "EmbeddingSpec", "RerankerSpec"):
         named[name]["properties"]["api_base"]["pattern"] = "^https?://"
     return {"$schema": DIALECT, **top, "$defs": named}
 

@@ -27,7 +27,8 @@ class WriteRegistry(Protocol):
         """Write the entries to the temporary home's registry and return its path.
 
         Args:
-            *entries: Entries, or lists of them; those with a `dimension` are embeddings.
+            *entries: Entries, or lists of them; those with a `dimension` are
+                embeddings, those with neither that nor `capabilities` rerankers.
             **top_level: Further top-level fields, e.g. `budget_timezone="Europe/Oslo"`.
         """
 
@@ -37,6 +38,15 @@ class FakeServers(Protocol):
 
     def __call__(self, dialect: BackendName = "llamacpp", **options: Any) -> FakeServer:
         """Start a `FakeServer` with these arguments; it is closed when the test ends."""
+
+
+def grouped(entries: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Entries by what they are, as a registry has them: LLMs, embeddings, and rerankers if there are any."""
+    found: dict[str, list[Mapping[str, Any]]] = {"llms": [], "embeddings": []}
+    for entry in entries:
+        kind = "embeddings" if "dimension" in entry else "llms" if "capabilities" in entry else "rerankers"
+        found.setdefault(kind, []).append(entry)
+    return found
 
 
 @pytest.fixture
@@ -65,8 +75,7 @@ def write_registry(maxwell_home: Path) -> WriteRegistry:
         for entry in entries:
             flat += [entry] if isinstance(entry, Mapping) else entry
         document = {
-            "llms": [e for e in flat if "dimension" not in e],
-            "embeddings": [e for e in flat if "dimension" in e],
+            **grouped(flat),
             "_schema_version": "1.0",
         }
         path = maxwell_home / ".maxwell" / "lm_registry.json"

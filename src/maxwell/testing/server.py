@@ -51,6 +51,9 @@ class FakeServer:
         aliases: Further names. llama.cpp goes by the first one, vLLM and OpenAI answer to all.
         embeddings: Serve embeddings instead of chat. OpenAI always serves both.
         dimension: Length of an embedding.
+        reranker: Rank documents instead of chatting. OpenAI, which has no such route, does both then.
+        most_documents: Documents that one reranking request may hold; None = any number.
+        space: Word of the vector space. Servers with the same word give a text the same vector.
         vision: Accept images. One costs `tokens.IMAGE_TOKENS` prompt tokens.
     """
 
@@ -74,6 +77,9 @@ class FakeServer:
         aliases: Sequence[str] = (),
         embeddings: bool = False,
         dimension: int = 64,
+        reranker: bool = False,
+        most_documents: int | None = None,
+        space: str = "",
         vision: bool = False,
     ) -> None:
         if dialect not in DIALECTS:
@@ -86,6 +92,9 @@ class FakeServer:
             slots=4 if slots is None and dialect == "llamacpp" else slots,
             dimension=dimension,
             embeddings=embeddings,
+            reranker=reranker,
+            most_documents=most_documents,
+            space=space,
             vision=vision,
             api_key=api_key,
             tokenizer=tokenizer,
@@ -204,7 +213,7 @@ class FakeServer:
         Args:
             fault: How, see `maxwell.testing.faults`.
             times: How many requests, >= 1; None = all until `heal`.
-            path: Which requests: those whose path begins so; "*" = all; None = chat and embeddings.
+            path: Which requests: those whose path begins so; "*" = all; None = those that make a model work.
         """
         if times is not None and times < 1:
             raise ValueError(f"times must be at least 1, or None for all until heal(), got {times}")
@@ -225,6 +234,10 @@ class FakeServer:
         if state not in ("up", "loading", "asleep"):
             raise ValueError(f"unknown state {state!r}; choose up, loading or asleep")
         self._state.condition = state
+
+    def swap_model(self, space: str) -> None:
+        """Make other vectors from now on, those of `space`, under the same name: what must not go unseen."""
+        self._facts.space = space
 
     @property
     def state(self) -> Condition:
@@ -321,6 +334,18 @@ class FakeServer:
             "dimension": self._facts.dimension,
             "max_context": self._facts.context,
             "specialized_for": [],
+            "tags": [],
+            "backend": self._dialect.name,
+        }
+        return _merged(entry, overrides)
+
+    def reranker_entry(self, name: str, **overrides: Any) -> dict[str, Any]:
+        """A complete registry entry for this server's reranker; `overrides` as in `llm_entry`."""
+        entry = {
+            "name": name,
+            "api_base": self.url,
+            "model": self._dialect.served,
+            "max_context": self._facts.context,
             "tags": [],
             "backend": self._dialect.name,
         }

@@ -20,6 +20,7 @@ from maxwell.testing.dialects.base import Ask, Dialect, Live
 from maxwell.testing.responding import Responder, Slots, hang_up
 from maxwell.testing.script import Script
 from maxwell.testing.state import Recorded, State
+from maxwell.testing.tokens import relevance
 
 _log = logging.getLogger("maxwell.testing")
 _log.addHandler(logging.NullHandler())
@@ -84,8 +85,8 @@ class Serving:
         reply = dialect.refuse(ask) or dialect.answer(ask, self._live())
         if reply is None:
             self._state.condition = "up"
-            serve = self._chats.serve if dialect.routes[ask.path] == "chat" else self._embed
-            return await serve(request, ask, recorded)
+            serve = {"chat": self._chats.serve, "embeddings": self._embed, "rerank": self._rerank}
+            return await serve[dialect.routes[ask.path]](request, ask, recorded)
         if isinstance(fault, faults.SlowFirstByte):
             await asyncio.sleep(fault.seconds)
         return await self._responder.deliver(request, recorded, reply)
@@ -116,6 +117,32 @@ class Serving:
             tokens = sum(item.tokens for item in items)
             self._state.book(tokens, 0)
             made = dialect.embeddings(body, dialect.vectors(body, items), tokens, next(self._numbers))
+            if isinstance(fault, faults.NoUsage):
+                made.pop("usage")
+            return await self._responder.deliver(request, recorded, dialect.json(made))
+
+    async def _rerank(self, request: web.BaseRequest, ask: Ask, recorded: Recorded) -> web.StreamResponse:
+        dialect, fault, respond = self._dialect, recorded.fault, self._responder.respond
+        wrong = dialect.check_rerank(ask)
+        if wrong is not None:
+            return respond(wrong)
+        body = ask.body or {}
+        query, documents = str(body["query"]), dialect.documents(body)
+        wrong = dialect.too_many(len(documents))
+        if wrong is not None:
+            return respond(wrong)
+        pairs = dialect.items([f"{query}{document}" for document in documents])
+        limit = 0 if isinstance(fault, faults.ContextOverflow) else dialect.facts.context
+        long = next((pair for pair in pairs if pair.tokens > limit), None)
+        if long is not None:
+            return respond(dialect.embedding_overflow(long))
+        async with self._slots.one():
+            if isinstance(fault, faults.SlowFirstByte):
+                await asyncio.sleep(fault.seconds)
+            tokens = sum(pair.tokens for pair in pairs)
+            self._state.book(tokens, 0)
+            scores = [relevance(query, document) for document in documents]
+            made = dialect.reranking(body, scores, tokens, next(self._numbers))
             if isinstance(fault, faults.NoUsage):
                 made.pop("usage")
             return await self._responder.deliver(request, recorded, dialect.json(made))

@@ -101,6 +101,12 @@ def prompt_tokens(tokenizer: Tokenizer, body: dict[str, Any]) -> int:
     return tokenizer.count(render(body)) + IMAGE_TOKENS * count_images(body.get("messages") or [])
 
 
+def relevance(query: str, document: str) -> float:
+    """How well a document answers a query: the share of the query's words that stand in it."""
+    wanted, there = set(query.lower().split()), set(document.lower().split())
+    return len(wanted & there) / max(1, len(wanted))
+
+
 def unit_vector(text: str, dimension: int) -> bytes:
     """The text's embedding: a unit vector drawn from its hash, as little-endian float32."""
     digest = hashlib.shake_256(text.encode("utf-8", "surrogatepass")).digest(4 * dimension)

@@ -45,6 +45,9 @@ class LlamaCpp(Dialect):
         "/v1/chat/completions": "chat",
         "/chat/completions": "chat",
         "/v1/embeddings": "embeddings",
+        "/v1/rerank": "rerank",
+        "/rerank": "rerank",
+        "/reranking": "rerank",
     }
     reasoning_key = "reasoning_content"
     closes_on_error = True
@@ -113,9 +116,11 @@ class LlamaCpp(Dialect):
         return self.not_found()
 
     def _wrong_kind(self, service: Service) -> Reply | None:
-        if service == "chat" and self.facts.embeddings:
+        if service == "rerank" and not self.facts.reranker:
+            return self.error(501, "This server does not support reranking. Start it with `--reranking`")
+        if service == "chat" and (self.facts.embeddings or self.facts.reranker):
             return self.error(500, "the current context does not support logits computation. skipping")
-        if service == "embeddings" and not self.facts.embeddings:
+        if service == "embeddings" and not (self.facts.embeddings or self.facts.reranker):
             return self.error(501, "This server does not support embeddings. Start it with `--embeddings`")
         return None
 
@@ -215,6 +220,34 @@ class LlamaCpp(Dialect):
             message = "The format to return the embeddings in. Can be either float or base64"
             return self.error(400, message)
         return None
+
+    def check_rerank(self, ask: Ask) -> Reply | None:
+        body = ask.body
+        if body is None:
+            return self._bad_json(ask)
+        if "query" not in body:
+            return self.error(400, '"query" must be provided')
+        if not isinstance(body["query"], str):
+            return self.error(400, '"query" must be a string')
+        if not self.documents(body):
+            return self.error(400, '"documents" must be a non-empty string array')
+        return None
+
+    def documents(self, body: dict[str, Any]) -> list[str]:
+        return [str(one) for one in body.get("documents") or body.get("texts") or ()]
+
+    def reranking(self, body: dict[str, Any], scores: list[float], tokens: int, number: int) -> Any:
+        order = self.best(body, scores)
+        if "texts" in body:  # as TEI has it
+            return [{"index": i, "score": scores[i]} for i in order]
+        results = [{"index": i, "relevance_score": scores[i]} for i in order]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return {
+            "model": body.get("model") or self.served,
+            "object": "list",
+            "usage": usage,
+            "results": results,
+        }
 
     def cap(self, body: dict[str, Any]) -> int | None:
         for key in ("n_predict", "max_completion_tokens", "max_tokens"):

@@ -106,6 +106,8 @@ class OpenAI(Dialect):
         return None if given == key else self.unauthorized(given)
 
     def answer(self, ask: Ask, live: Live) -> Reply | None:
+        if self.routes.get(ask.path) == "rerank" and not self.facts.reranker:
+            return self.error(404, f"Invalid URL ({ask.method} {ask.path})")
         if ask.path in self.routes and ask.method == "POST":
             return None
         cards = {name: self._card(name) for name in self._names}
@@ -191,6 +193,23 @@ class OpenAI(Dialect):
         if isinstance(value, list) and len(value) > 2048 and not isinstance(value[0], int):
             return self.error(400, "'$.input' is invalid: the array is longer than 2048 items.")
         return None
+
+    def check_rerank(self, ask: Ask) -> Reply | None:
+        wrong = self._check_body(ask)
+        if wrong is not None:
+            return wrong
+        if not isinstance((ask.body or {}).get("query"), str) or not self.documents(ask.body or {}):
+            return self.error(400, "'$.query' and '$.documents' are needed.")
+        return None
+
+    def reranking(self, body: dict[str, Any], scores: list[float], tokens: int, number: int) -> Any:
+        # As infinity and most clouds have it; OpenAI itself has no such route.
+        results = [
+            {"relevance_score": scores[i], "index": i, "document": None} for i in self.best(body, scores)
+        ]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        made = {"object": "rerank", "results": results, "model": body["model"], "usage": usage}
+        return made | {"id": f"rerank-{number:032x}", "created": self.facts.started}
 
     def cap(self, body: dict[str, Any]) -> int | None:
         for key in ("max_completion_tokens", "max_tokens"):

@@ -6,7 +6,18 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from maxwell.testing.dialects.base import Ask, Chat, Dialect, Item, Live, Message, Outcome, Reply, Token
+from maxwell.testing.dialects.base import (
+    Ask,
+    Chat,
+    Dialect,
+    Item,
+    Live,
+    Message,
+    Outcome,
+    Reply,
+    Service,
+    Token,
+)
 from maxwell.testing.tokens import prompt_tokens, render
 
 _FINGERPRINT = "vllm-0.32.0-c5fa6d6e"
@@ -18,7 +29,15 @@ _TYPES = {
     503: "ServiceUnavailableError",
 }
 _GETS = ("/health", "/ping", "/version", "/load", "/metrics", "/v1/models")
-_POSTS = ("/tokenize", "/detokenize", "/v1/chat/completions", "/v1/embeddings")
+_POSTS = (
+    "/tokenize",
+    "/detokenize",
+    "/v1/chat/completions",
+    "/v1/embeddings",
+    "/rerank",
+    "/v1/rerank",
+    "/v2/rerank",
+)
 # vLLM refuses by characters, before it tokenises, what no tokenizer could make fit.
 _CHARACTERS_PER_TOKEN = 8
 
@@ -28,6 +47,7 @@ class VLLM(Dialect):
 
     name = "vllm"
     headers: ClassVar[dict[str, str]] = {"Server": "uvicorn"}
+    routes: ClassVar[dict[str, Service]] = {**Dialect.routes, "/v2/rerank": "rerank"}
     reasoning_key = "reasoning"
     early_head = True
     finish_on_last = True
@@ -85,6 +105,11 @@ class VLLM(Dialect):
     def _names(self) -> tuple[str, ...]:
         return (self.facts.model, *self.facts.aliases)
 
+    @property
+    def _service(self) -> Service:
+        """What it serves: a route for anything else is not there."""
+        return "rerank" if self.facts.reranker else "embeddings" if self.facts.embeddings else "chat"
+
     def refuse(self, ask: Ask) -> Reply | None:
         key = self.facts.api_key
         if key is None or not ask.path.startswith("/v1/"):
@@ -95,7 +120,7 @@ class VLLM(Dialect):
     def answer(self, ask: Ask, live: Live) -> Reply | None:
         unknown = self.json({"detail": "Not Found"}, 404)
         service = self.routes.get(ask.path)
-        if service is not None and (service == "embeddings") != self.facts.embeddings:
+        if service is not None and service != self._service:
             return unknown
         if ask.path not in _GETS + _POSTS:
             return unknown
@@ -239,6 +264,27 @@ class VLLM(Dialect):
             why = f"truncate_prompt_tokens value ({cut}) is greater than max_model_len ({limit})."
             return self.error(400, f"{why} Please request a smaller truncation size.")
         return None
+
+    def check_rerank(self, ask: Ask) -> Reply | None:
+        wrong = self._check_json(ask)
+        if wrong is not None:
+            return wrong
+        body = ask.body or {}
+        missing = next((name for name in ("query", "documents") if body.get(name) is None), None)
+        return None if missing is None else self._missing(body, missing)
+
+    def reranking(self, body: dict[str, Any], scores: list[float], tokens: int, number: int) -> Any:
+        documents = self.documents(body)
+        results = [
+            {
+                "index": i,
+                "document": {"text": documents[i], "multi_modal": None},
+                "relevance_score": scores[i],
+            }
+            for i in self.best(body, scores)
+        ]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return {"id": f"rerank-{number:032x}", "model": self.served, "usage": usage, "results": results}
 
     def truncation(self, body: dict[str, Any]) -> int | None:
         cut = body.get("truncate_prompt_tokens")

@@ -19,7 +19,7 @@ from maxwell.testing.tokens import Tokenizer, count_images, normalised, unit_vec
 # What a generated token belongs to: the reply, its reasoning, or the arguments of the n-th tool call.
 Kind = Literal["content", "reasoning"] | int
 Token = tuple[Kind, str]
-Service = Literal["chat", "embeddings"]
+Service = Literal["chat", "embeddings", "rerank"]
 
 encode = msgspec.json.encode
 _HOLE = "\0"
@@ -43,6 +43,9 @@ class Facts(Struct, kw_only=True):
     slots: int | None
     dimension: int
     embeddings: bool
+    reranker: bool
+    most_documents: int | None
+    space: str
     vision: bool
     api_key: str | None
     tokenizer: Tokenizer
@@ -117,7 +120,12 @@ class Dialect(ABC):
     stream_headers: ClassVar[dict[str, str]] = {}
     json_type: ClassVar[str] = "application/json"
     stream_type: ClassVar[str] = "text/event-stream; charset=utf-8"
-    routes: ClassVar[dict[str, Service]] = {"/v1/chat/completions": "chat", "/v1/embeddings": "embeddings"}
+    routes: ClassVar[dict[str, Service]] = {
+        "/v1/chat/completions": "chat",
+        "/v1/embeddings": "embeddings",
+        "/v1/rerank": "rerank",
+        "/rerank": "rerank",
+    }
     reasoning_key: ClassVar[str | None] = None
     # vLLM sends a stream's head before the request has its turn; the others send nothing at all until then.
     early_head: ClassVar[bool] = False
@@ -302,7 +310,7 @@ class Dialect(ABC):
         """The vectors as they stand in the reply: lists of floats, or base64 strings."""
         out: list[Any] = []
         for item in items:
-            packed = self.shorten(body, unit_vector(item.text, self.facts.dimension))
+            packed = self.shorten(body, unit_vector(self.facts.space + item.text, self.facts.dimension))
             if body.get("encoding_format") == "base64":
                 out.append(base64.b64encode(packed).decode())
             else:
@@ -312,6 +320,32 @@ class Dialect(ABC):
     def shorten(self, body: dict[str, Any], packed: bytes) -> bytes:
         """The vector as the request's `dimensions` has it."""
         return packed
+
+    # Reranking
+
+    @abstractmethod
+    def check_rerank(self, ask: Ask) -> Reply | None:
+        """The error for a reranking request this server would not take, or None."""
+
+    def documents(self, body: dict[str, Any]) -> list[str]:
+        """The documents of a reranking request."""
+        return [str(one) for one in body.get("documents") or ()]
+
+    def too_many(self, count: int) -> Reply | None:
+        """The error for more documents than the server takes at once, in the words of TEI, which counts."""
+        most = self.facts.most_documents
+        if most is None or count <= most:
+            return None
+        return self.error(413, f"batch size {count} > maximum allowed batch size {most}", "Validation")
+
+    @abstractmethod
+    def reranking(self, body: dict[str, Any], scores: list[float], tokens: int, number: int) -> Any:
+        """A whole reranking reply: a score for each document, best first, as many as are asked for."""
+
+    def best(self, body: dict[str, Any], scores: list[float]) -> list[int]:
+        """The documents' places, best first, as many as are asked for."""
+        order = sorted(range(len(scores)), key=lambda i: -scores[i])
+        return order[: body.get("top_n") or len(scores)]
 
     # Small helpers
 

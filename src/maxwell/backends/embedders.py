@@ -1,0 +1,98 @@
+"""Servers that only embed and rerank: infinity and Hugging Face's text-embeddings-inference (TEI)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import msgspec
+
+from maxwell.backends import listing
+from maxwell.backends.base import Backend
+from maxwell.backends.listing import Probes, Props
+from maxwell.backends.rerank import RerankReply
+from maxwell.backends.services import EmbeddingReply, native_url
+from maxwell.backends.wire import BAD_JSON, TokensReply
+from maxwell.registry.specs import LLMSpec, RerankerSpec, Spec
+from maxwell.types import BackendName, Features, HTTPRequest
+
+
+class _Embedder(Backend):
+    name: ClassVar[BackendName] = "openai"
+
+    def cannot(self, spec: LLMSpec, features: Features) -> str:
+        """It does not chat at all."""
+        return f"its server is {self.family}, which does not chat"
+
+
+class InfinityUnderV1Backend(_Embedder):
+    """infinity started with the prefix /v1 for its routes.
+
+    It cuts a text that is too long without a word, answers to any name, and counts characters as tokens.
+    """
+
+    family: ClassVar[str] = "infinity"
+    truncates: ClassVar[bool] = True
+    says_too_long: ClassVar[bool] = False
+    answers_any_name: ClassVar[bool] = True
+
+    def decode_embeddings(self, body: bytes, count: int) -> EmbeddingReply:
+        """Vectors without usage: what it reports are characters."""
+        return msgspec.structs.replace(super().decode_embeddings(body, count), usage=None)
+
+    def decode_rerank(self, body: bytes, count: int) -> RerankReply:
+        """Scores without usage, for the same reason."""
+        return msgspec.structs.replace(super().decode_rerank(body, count), usage=None)
+
+
+class InfinityBackend(InfinityUnderV1Backend):
+    """infinity as it is by default: its routes lie at the root."""
+
+    def url(self, api_base: str, path: str) -> str:
+        """At the root."""
+        return native_url(api_base, path)
+
+
+class TEIBackend(_Embedder):
+    """TEI. Its own routes lie at the root, OpenAI's route for embeddings under /v1."""
+
+    family: ClassVar[str] = "tei"
+    has_tokenizer: ClassVar[bool] = True
+    most_inputs: ClassVar[int] = 32  # unless it is started with another limit
+
+    def rerank(
+        self, spec: RerankerSpec, query: str, documents: Sequence[str], key: str | None
+    ) -> HTTPRequest | None:
+        """POST /rerank with `texts`."""
+        body = {"query": query, "texts": documents}
+        return self._post(native_url(spec.api_base, "/rerank"), body, key)
+
+    def tokenize(
+        self, spec: Spec, text: str, key: str | None, *, add_special: bool = False
+    ) -> HTTPRequest | None:
+        """POST /tokenize."""
+        body = {"inputs": text, "add_special_tokens": add_special}
+        return self._post(native_url(spec.api_base, "/tokenize"), body, key)
+
+    def probes(self, root: str, key: str | None) -> Probes:
+        """Adds /info, for its limits."""
+        plain = super().probes(root, key)
+        return msgspec.structs.replace(plain, props=plain.info)
+
+    def read_props(self, status: int, body: bytes) -> Props:
+        """Context and version."""
+        return listing.read_info_props(status, body)
+
+    def _tokens_reply(self, body: bytes) -> TokensReply:
+        try:
+            texts = _decode_texts(body)
+        except BAD_JSON as exc:
+            raise ValueError(f"not a tokenising reply: {exc}") from None
+        return TokensReply(tokens=[piece.id for text in texts for piece in text])
+
+
+class _Piece(msgspec.Struct):
+    id: int
+
+
+_decode_texts = msgspec.json.Decoder(list[list[_Piece]]).decode

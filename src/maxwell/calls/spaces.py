@@ -1,0 +1,196 @@
+"""Vector spaces: which embeddings may stand in for each other, and whether their servers still show it.
+
+What the registry's lock records is proved at the first use of an entry in a process, and again after a
+while, after a failure, and when its server lists other models: a model that was swapped behind a name would
+fill an index with vectors that nothing in it can be compared with.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from maxwell.calls.entries import Entry
+from maxwell.clock import Clock
+from maxwell.errors import BackendError, RegistryError
+from maxwell.health import Health
+from maxwell.registry.lock import (
+    LEAST_COSINE,
+    Lock,
+    LockedEmbedding,
+    likeness,
+    lock_file,
+    locked,
+    misfit,
+    read_lock,
+)
+from maxwell.registry.specs import EmbeddingSpec
+
+log = logging.getLogger("maxwell")
+
+PROVEN_SECONDS = 600.0  # after which an entry is asked again; one request of a few dozen tokens
+REFUSED_SECONDS = 60.0  # for which an entry of the wrong vectors is not thought of as another's substitute
+
+_Stamp = tuple[int, int, int]
+
+
+class VectorSpaceChanged(BackendError):
+    """An embedding makes other vectors than the registry's lock records for it: its model was swapped."""
+
+    def __init__(self, name: str, detail: str) -> None:
+        super().__init__(
+            f"makes other vectors than the registry's lock records ({detail}), so they cannot be compared "
+            "with earlier ones; serve the old model, or run `maxwell registry lock` and make the index anew",
+            llm=name,
+            kind="model_missing",
+        )
+
+
+class _Proof(NamedTuple):
+    """When an entry's vectors were last seen to be right, and what its server listed then."""
+
+    at: float
+    models: frozenset[str]
+
+
+class Spaces:
+    """The vector spaces of one registry, by the lock beside it. Safe from any thread.
+
+    Args:
+        registry: The registry's file; None = it has no lock.
+        embeddings: Its embeddings.
+        clock: Tells how much time has passed.
+    """
+
+    def __init__(self, registry: Path | None, embeddings: Sequence[Entry], clock: Clock) -> None:
+        self._file = None if registry is None else lock_file(registry)
+        self._embeddings = embeddings
+        self._clock = clock
+        self._read: tuple[_Stamp | None, Lock | None] = (None, None)
+        self._proofs: dict[str, _Proof] = {}
+        self._refused: dict[str, float] = {}
+        self._proving: dict[str, object] = {}
+
+    @property
+    def canaries(self) -> tuple[str, ...]:
+        """The texts that prove a space."""
+        lock = self._lock()
+        return () if lock is None else lock.canaries
+
+    def recorded(self, entry: Entry) -> LockedEmbedding | None:
+        """What the lock records of the entry; None where it does not, or of another model, server or size."""
+        lock, spec = self._lock(), entry.spec
+        assert isinstance(spec, EmbeddingSpec)
+        found = () if lock is None else lock.embeddings
+        one = next((one for one in found if one.name == spec.name), None)
+        return None if one is None or misfit(one, spec) else one
+
+    def others(self, entry: Entry) -> list[Entry]:
+        """Who is recorded to make vectors of the same space, in registry order."""
+        one = self.recorded(entry)
+        if one is None:
+            return []
+        return [e for e in self._embeddings if e is not entry and self._space(e) == one.space]
+
+    def one_space(self, entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
+        """Those of the first entry's space, and the rest; all are as one where the lock does not know it."""
+        space = self._space(entries[0])
+        if space is None:
+            return list(entries), []
+        return [e for e in entries if self._space(e) == space], [
+            e for e in entries if self._space(e) != space
+        ]
+
+    def _space(self, entry: Entry) -> str | None:
+        one = self.recorded(entry)
+        return None if one is None else one.space
+
+    # --- proofs
+
+    def must_prove(self, entry: Entry, health: Health | None) -> bool:
+        """Whether the entry's vectors have to be looked at before they are used."""
+        if self.recorded(entry) is None:
+            return False
+        proof = self._proofs.get(entry.spec.name)
+        if proof is None or not 0.0 <= self._clock.monotonic() - proof.at < PROVEN_SECONDS:
+            return True
+        return bool(health is not None and health.models and _listed(health) != proof.models)
+
+    def compare(self, entry: Entry, vectors: Sequence[Sequence[float]], health: Health | None) -> None:
+        """Keep that the entry is proved. Raises `VectorSpaceChanged` where its vectors are others."""
+        one = self.recorded(entry)
+        if one is None:  # the lock was taken away meanwhile
+            return
+        assert isinstance(entry.spec, EmbeddingSpec)
+        try:
+            alike = likeness(one, locked(entry.spec, vectors, ""))
+        except ValueError:  # zeros
+            alike = 0.0
+        if alike < LEAST_COSINE:
+            raise self.refuse(entry, f"cosine {alike:.4f}, at least {LEAST_COSINE} was expected")
+        self._refused.pop(entry.spec.name, None)
+        models = frozenset[str]() if health is None else _listed(health)
+        self._proofs[entry.spec.name] = _Proof(self._clock.monotonic(), models)
+
+    def refuse(self, entry: Entry, detail: str) -> VectorSpaceChanged:
+        """The error for an entry whose vectors are wrong; it is no substitute for a while."""
+        name = entry.spec.name
+        error = VectorSpaceChanged(name, detail)
+        self._refused[name] = self._clock.monotonic()
+        self._proofs.pop(name, None)
+        log.warning("%s", error)
+        return error
+
+    def forget(self, entry: Entry) -> None:
+        """Its server has failed: it may come back with another model."""
+        self._proofs.pop(entry.spec.name, None)
+
+    def is_refused(self, entry: Entry) -> bool:
+        """Whether its vectors were wrong a short while ago."""
+        at = self._refused.get(entry.spec.name)
+        return at is not None and 0.0 <= self._clock.monotonic() - at < REFUSED_SECONDS
+
+    def begin(self, entry: Entry, mark: object) -> bool:
+        """Whether the call with that mark is to prove the entry; else another one is at it."""
+        return self._proving.setdefault(_here(entry), mark) is mark
+
+    def end(self, entry: Entry) -> None:
+        """It has been proved, or not."""
+        self._proving.pop(_here(entry), None)
+
+    # --- the file
+
+    def _lock(self) -> Lock | None:
+        """The lock as it is on the disk now."""
+        if self._file is None:
+            return None
+        try:
+            seen = self._file.stat()
+        except OSError:
+            return None
+        stamp = (seen.st_mtime_ns, seen.st_size, seen.st_ino)
+        if self._read[0] != stamp:
+            self._read = (stamp, self._loaded(self._file))
+            self._proofs.clear()
+            self._refused.clear()
+        return self._read[1]
+
+    @staticmethod
+    def _loaded(file: Path) -> Lock | None:
+        try:
+            return read_lock(file)
+        except RegistryError as error:
+            log.warning("%s; until then no embedding stands in for another", error)
+            return None
+
+
+def _here(entry: Entry) -> str:
+    """The entry in this process: in a forked child nobody goes on with what the parent has begun."""
+    return f"{os.getpid()} {entry.spec.name}"
+
+
+def _listed(health: Health) -> frozenset[str]:
+    return frozenset([model.id for model in health.models])
