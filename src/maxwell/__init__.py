@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         get_lm,
         get_reranker,
     )
+    from maxwell.images import image_part
     from maxwell.maps import AsyncMapResults, Mapped, MapResults
     from maxwell.rerankers import AsyncReranker, Ranked, Reranker
     from maxwell.types import Completion, PerformedCall, Timings, ToolCall, ToolRun, Usage
@@ -104,6 +105,7 @@ __all__ = [
     "get_embedding",
     "get_lm",
     "get_reranker",
+    "image_part",
 ]
 
 _HOMES = {
@@ -118,6 +120,7 @@ _HOMES = {
         "get_lm",
         "get_reranker",
     ),
+    "images": ("image_part",),
     "maps": ("AsyncMapResults", "MapResults", "Mapped"),
     "rerankers": ("AsyncReranker", "Ranked", "Reranker"),
     "types": ("Completion", "PerformedCall", "Timings", "ToolCall", "ToolRun", "Usage"),

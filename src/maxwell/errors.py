@@ -314,7 +314,7 @@ class ConstraintBroken(BackendError):
 
 
 class AllAttemptsFailed(MaxwellError):
-    """Several servers were tried and none answered.
+    """Several servers were tried and none gave a whole reply that obeys.
 
     Attributes:
         attempts: Each attempt's error, in order.
@@ -322,4 +322,6 @@ class AllAttemptsFailed(MaxwellError):
 
     def __init__(self, attempts: Sequence[BackendError]) -> None:
         self.attempts = list(attempts)
-        super().__init__("no server answered: " + "; ".join(str(a) for a in self.attempts))
+        answered = any(attempt.kind == "constraint_broken" for attempt in self.attempts)
+        what = "no server gave a reply that obeys" if answered else "no server answered"
+        super().__init__(f"{what}: " + "; ".join(str(a) for a in self.attempts))

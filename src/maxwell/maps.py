@@ -17,7 +17,7 @@ from collections.abc import (
 from typing import Any, TypedDict
 
 from maxwell.calls.mapped import Asked, Mapped, Plan
-from maxwell.requirements import Needs, chat_call, features_of, prompt_messages, requirements
+from maxwell.requirements import CONSTRAINTS, Needs, chat_call, features_of, prompt_messages, requirements
 from maxwell.types import Message, ReasoningEffort, Tier
 
 __all__ = ["AsyncMapResults", "Item", "MapOptions", "MapResults", "Mapped", "Progress", "planned"]
@@ -212,4 +212,6 @@ def _parts(
     for key in ("system_prompt", "images"):
         if messages is not None and own.get(key) is not None:
             raise ValueError(f"{key} goes with a prompt; messages hold their own")
+    if any(own.get(key) is not None for key in CONSTRAINTS):  # its own one in place of everybody's
+        options = {key: value for key, value in options.items() if key not in CONSTRAINTS}
     return prompt, messages, {**options, **own}

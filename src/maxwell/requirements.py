@@ -97,7 +97,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "extra": ((dict,), "a dict of body fields"),
 }
 
-_CONSTRAINTS = ("json_schema", "grammar", "choices", "regex")
+CONSTRAINTS = ("json_schema", "grammar", "choices", "regex")
 
 _BOOLEANS = ("vision", "reasoning", "code_specialized", "tools")
 
@@ -173,6 +173,7 @@ def features_of(chat: ChatCall) -> Features:
         tool_choice=chat.tool_choice if chat.tools else None,
         images=bool(links),
         image_links=any(_address(part).startswith("http") for part in links),
+        webp=any(_address(part).startswith("data:image/webp") for part in links),
         thinking=chat.reasoning_effort not in (None, "none"),
     )
 
@@ -224,7 +225,7 @@ def chat_call(messages: list[Message], options: Mapping[str, Any]) -> ChatCall:
     _check_options(given)
     if "stop" in given:
         given["stop"] = list(_texts("stop", given["stop"]))
-    constrained = {key: given.pop(key) for key in _CONSTRAINTS if key in given}
+    constrained = {key: given.pop(key) for key in CONSTRAINTS if key in given}
     if constrained:
         from maxwell.constraints import constraint_of  # heavy, and few calls have one
 

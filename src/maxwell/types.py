@@ -74,6 +74,7 @@ class Features(Struct, frozen=True):
         tool_choice: Which of them it is to call, as in `ChatCall`.
         images: Whether there are images.
         image_links: Whether some of them are given by their address, which the server must be able to fetch.
+        webp: Whether some of them are WEBP pictures, which not every server can read.
         thinking: Whether the call asks for thinking before the reply.
     """
 
@@ -82,6 +83,7 @@ class Features(Struct, frozen=True):
     tool_choice: str | dict[str, Any] | None = None
     images: bool = False
     image_links: bool = False
+    webp: bool = False
     thinking: bool = False
 
 

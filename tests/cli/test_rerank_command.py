@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
+from click.testing import Result
 from command_line import one_line
 
-from conftest import Run
 from maxwell.testing import FakeServer
 from maxwell.testing.fixtures import FakeServers, WriteRegistry
 
 DOCUMENTS = ["a cold dog", "the warm cat", "nothing"]
+
+Run = Callable[..., Result]
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
+from click.testing import Result
 from command_line import one_line, unreachable
 
-from conftest import Run
 from maxwell.testing.fixtures import FakeServers, WriteRegistry
+
+Run = Callable[..., Result]
 
 
 def test_counts_for_who_would_be_asked(

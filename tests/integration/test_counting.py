@@ -36,9 +36,8 @@ def test_the_server_counts_as_it_reads(
         (found,) = pool.count_tokens(PROMPT)
         done = pool.get_lm("a").chat([{"role": "user", "content": PROMPT}])
     assert found.exact
-    assert (
-        found.tokens == truth([{"role": "user", "content": PROMPT}], token_bytes) == done.usage.prompt_tokens
-    )
+    wanted = truth([{"role": "user", "content": PROMPT}], token_bytes)
+    assert found.tokens == wanted == done.usage.prompt_tokens
     assert (found.llm, found.context, found.share) == ("a", 4096, found.tokens / 4096)
 
 

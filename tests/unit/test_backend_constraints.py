@@ -157,6 +157,7 @@ PASSED_OVER_BY_LLAMACPP: list[dict[str, Any]] = [
     {"type": "integer", "minimum": 1000},  # 12 came
     {"type": "integer", "maximum": -5},  # -05 came
     {"type": "integer", "minimum": 1, "maximum": 2.5},
+    {"type": ["integer", "number"], "minimum": 1, "maximum": 2},
     {"type": "string", "pattern": "[a-c]{2}"},
     {"type": "string", "maxLength": 2000},
     {"type": "string", "enum": ["a", 1]},
@@ -239,6 +240,33 @@ def test_vllm_gets_a_grammar_of_what_one_of_its_engines_passes_over(value: dict[
     compiled = get_backend("vllm").constrain(llm("vllm"), schema(only_property(value)))
     assert compiled.fields["structured_outputs"].keys() == {"grammar"}
     assert compiled.thinks
+
+
+# What stands beside a keyword that decides alone was ignored by both, and members that have no name.
+SIBLINGS: list[dict[str, Any]] = [
+    {"$ref": "#/$defs/n", "minimum": 5},
+    {"type": "object", "properties": {"a": NULL}, "anyOf": [{"required": ["a"]}]},
+    {"type": "integer", "anyOf": [{"minimum": 5}, {"maximum": 3}]},
+    {"type": "string", "enum": ["a", "abc"], "maxLength": 2},
+    {"type": "object", "properties": {"a": NULL}, "required": ["a", "z"]},
+    {"type": "object", "required": ["z"]},
+    {"pattern": "^a+$"},
+    {"type": "string", "pattern": "^a+$", "maxLength": 3},
+    {"allOf": [INTEGER, {"type": "number", "minimum": 3}]},
+    {"minimum": 3},
+]
+
+
+@pytest.mark.parametrize("backend", ["llamacpp", "vllm"])
+@pytest.mark.parametrize("value", SIBLINGS, ids=str)
+def test_no_schema_is_sent_of_which_a_part_would_be_ignored(backend: str, value: dict[str, Any]) -> None:
+    constraint = schema(only_property(value, **{"$defs": {"n": INTEGER}}))
+    why = get_backend(backend).cannot(llm(get_backend(backend).name), Features(constraint=constraint))
+    if why:
+        assert why.startswith("$.properties.a")
+        return
+    sent = fields(backend, constraint)
+    assert "grammar" in sent.get("structured_outputs", sent)
 
 
 @pytest.mark.parametrize("backend", ["llamacpp", "vllm"])

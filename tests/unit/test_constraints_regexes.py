@@ -134,7 +134,7 @@ REGEXES = st.recursive(st.tuples(ATOMS, SIGNS).map("".join), bigger, max_leaves=
 TEXTS = st.text(alphabet='ab-.1_ \n"éc', max_size=8)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=120)
 @given(REGEXES, st.data())
 def test_every_writing_of_a_regex_means_the_same(regex: str, data: st.DataObject) -> None:
     truth = re.compile(regex, re.ASCII)

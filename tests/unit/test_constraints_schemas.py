@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maxwell.constraints import constraint_of, violation
@@ -187,12 +187,16 @@ def nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 TREE: dict[str, Any] = {
     "anyOf": [{"type": "array", "items": {"$ref": "#/$defs/tree"}, "maxItems": 2}, {"type": "boolean"}]
 }
-SCHEMAS: st.SearchStrategy[dict[str, Any]] = st.recursive(LEAVES, nested, max_leaves=6).map(
-    lambda schema: {**schema, "$defs": {"tree": TREE}}
-)
 
 
-@settings(deadline=None, max_examples=200)
+def with_tree(schema: Any) -> dict[str, Any]:
+    return {**schema, "$defs": {"tree": TREE}}
+
+
+SCHEMAS = st.recursive(LEAVES, nested, max_leaves=6).map(with_tree)
+
+
+@settings(deadline=None, max_examples=100)
 @given(SCHEMAS, st.integers(0, 2**32))
 def test_every_text_of_a_schemas_grammar_obeys_the_schema(schema: dict[str, Any], seed: int) -> None:
     assert constraint_of(json_schema=schema) is not None
@@ -206,15 +210,13 @@ def test_every_text_of_a_schemas_grammar_obeys_the_schema(schema: dict[str, Any]
     assert re.match(r"\$\S*( \S+'\])?\S*: ", str(named))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(st.dictionaries(NAMES, SCHEMAS, min_size=1, max_size=3), st.integers(0, 2**32))
 def test_every_text_of_a_strict_schema_obeys_the_original(members: dict[str, Any], seed: int) -> None:
-    schema = {"type": "object", "properties": members, "$defs": {"tree": TREE}}
-    try:
-        strict = strict_schema(schema)
-        grammar = gbnf_of_schema(strict)
-    except Unhonoured:
-        assume(False)
+    known = {name: part for name, part in members.items() if is_strict({name: part})}
+    schema = {"type": "object", "properties": known, "additionalProperties": False, "$defs": {"tree": TREE}}
+    strict = strict_schema(schema)
+    grammar = gbnf_of_schema(strict)
     sampler = Sampler(parse_gbnf(grammar), seed)
     for _ in range(10):
         text = sampler.text()
@@ -224,6 +226,15 @@ def test_every_text_of_a_strict_schema_obeys_the_original(members: dict[str, Any
             assert sub["additionalProperties"] is False
             assert sub["required"] == list(sub["properties"])
         assert not sub.keys() & {"allOf", "oneOf", "not", "const", "minLength", "uniqueItems", "default"}
+
+
+def is_strict(members: dict[str, Any]) -> bool:
+    """Whether strict mode can say these members, and a grammar as well."""
+    try:
+        gbnf_of_schema(strict_schema({"type": "object", "properties": members, "$defs": {"tree": TREE}}))
+    except Unhonoured:
+        return False
+    return True
 
 
 def every(schema: Any) -> list[dict[str, Any]]:
@@ -280,7 +291,7 @@ def every(schema: Any) -> list[dict[str, Any]]:
     ],
 )
 def test_usual_schemas_become_sound_grammars(schema: dict[str, Any]) -> None:
-    check_sound(schema, seed=1, count=40)
+    check_sound(schema, seed=1, count=15)
 
 
 @pytest.mark.parametrize(
@@ -379,6 +390,8 @@ def test_a_strict_schema_keeps_its_meaning() -> None:
             "one": {"oneOf": [{"type": "string"}, {"type": "null"}], "examples": ["x"]},
             "all": {"allOf": [{"$ref": "#/$defs/of"}]},
             "list": {"type": "array", "items": {"enum": ["x", "y"]}, "minItems": 1, "uniqueItems": False},
+            "when": {"type": "string", "format": "date-time"},
+            "where": {"type": "string", "format": "uri"},
         },
         "required": ["n"],
         "$defs": {"of": {"type": "object", "properties": {}, "additionalProperties": False}},
@@ -393,8 +406,10 @@ def test_a_strict_schema_keeps_its_meaning() -> None:
             "one": {"anyOf": [{"type": "string"}, {"type": "null"}]},
             "all": {"$ref": "#/$defs/of"},
             "list": {"type": "array", "items": {"type": "string", "enum": ["x", "y"]}, "minItems": 1},
+            "when": {"type": "string", "format": "date-time"},
+            "where": {"type": "string"},
         },
-        "required": ["kind", "n", "of", "one", "all", "list"],
+        "required": ["kind", "n", "of", "one", "all", "list", "when", "where"],
         "additionalProperties": False,
         "$defs": {"of": {"type": "object", "properties": {}, "required": [], "additionalProperties": False}},
     }
@@ -419,7 +434,7 @@ def of_member(schema: Any) -> dict[str, Any]:
         (of_member({"type": "array", "prefixItems": [{}]}), "$.properties.a.prefixItems"),
         (of_member({"type": "object"}), "$.properties.a"),
         (of_member({"type": "object", "patternProperties": {"a": {}}}), "$.properties.a.patternProperties"),
-        (of_member({"type": "string", "format": "uri"}), "$.properties.a.format"),
+        (of_member({"type": "string", "format": "regex"}), "$.properties.a.format"),
         (of_member({"oneOf": [{"type": "integer"}, {"type": "number"}]}), "$.properties.a.oneOf[1]"),
         (of_member({"anyOf": [{"type": "integer"}], "minimum": 1}), "$.properties.a.minimum"),
         (of_member({"enum": [[1]]}), "$.properties.a.enum"),

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maxwell.backends import Props, get_backend
+from maxwell.calls.counting import chat_tokens, text_count, text_tokens
 from maxwell.calls.effects import Limits, TransportError
 from maxwell.calls.entries import Entry
 from maxwell.calls.probe import probe
@@ -309,6 +310,47 @@ def test_an_entry_speaks_as_its_server_needs() -> None:
     assert one.backend(msgspec.structs.replace(up, family="ollama")).family == "ollama"
     old = msgspec.structs.replace(up, family="vllm", version="0.10.2")
     assert one.backend(old) is get_backend("vllm", version="0.10.2")
+
+
+def test_a_server_that_says_it_takes_no_images_is_sent_none() -> None:
+    spec = llm("llamacpp")
+    sees = msgspec.structs.replace(spec.capabilities, vision=True)
+    one = Entry(msgspec.structs.replace(spec, capabilities=sees), 0, Registry(), {})
+    images, up = Features(images=True), Health(state="up", at=0.0, family="llamacpp")
+    for told, said in ((None, ""), (True, ""), (False, "its server takes no images, whatever is declared")):
+        assert one.cannot(images, msgspec.structs.replace(up, vision=told)) == said
+    assert one.cannot(images, None) == ""
+    assert Entry(spec, 0, Registry(), {}).cannot(images, None) == "takes no images (capabilities.vision)"
+
+
+def test_what_cannot_be_asked_is_not_counted_and_fails_only_the_call_itself() -> None:
+    server = Recorded({})
+    one = Entry(llm("llamacpp"), 0, Registry(), {})
+    chosen = ChatCall(
+        messages=HELLO, tools=[TOOL], tool_choice={"type": "function", "function": {"name": "x"}}
+    )
+    assert run(chat_tokens(one, one.backend(), chosen), server) is None
+    assert (
+        run(
+            chat_tokens(one, one.backend(), ChatCall(messages=[{"role": "user", "content": "\ud83d"}])),
+            server,
+        )
+        is None
+    )
+    assert run(text_tokens(one, one.backend(), "\ud83d"), server) is None
+    assert run(text_count(one, one.backend(), "\ud83d"), server) is None
+    assert server.asked == []
+
+
+def test_counting_asks_the_server_and_takes_no_for_an_answer() -> None:
+    one = Entry(llm("openai"), 0, Registry(), {})
+    codec = one.backend(Health(state="up", at=0.0, family="llama-cpp-python"))
+    server = Recorded({"/extras/tokenize/count": ok('{"count":6}'), "/extras/tokenize": (500, {}, b"x")})
+    assert run(text_count(one, codec, "Hello the"), server) == 6
+    assert run(text_tokens(one, codec, "Hello the"), server) is None
+    assert run(chat_tokens(one, codec, conversation()), server) is None
+    assert run(text_count(one, get_backend("openai"), "Hello the"), server) is None
+    assert run(text_count(one, get_backend("vllm"), "Hello the"), Recorded({}, missing=(0, {}, b""))) is None
 
 
 def test_a_new_version_makes_a_new_candidate() -> None:

@@ -284,7 +284,7 @@ def test_the_choice_is_made_for_what_the_item_needs() -> None:
     request = item.request()
     assert (request.prompt_bytes, request.needs.vision, request.needs.max_completion) == (100, True, 9)
     assert request.extra_tokens > 1000
-    assert asked("Hi", {"grammar": "root ::= 'x'"}).request().features.constraint
+    assert asked("Hi", {"grammar": 'root ::= "x"'}).request().features.constraint
 
 
 WRONG_ITEMS: list[Any] = [

@@ -7,6 +7,7 @@ tables over the network.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from maxwell.backends.base import Backend
 from maxwell.calls.effects import Flow, Limits, T, TransportError
@@ -22,7 +23,7 @@ def text_tokens(
     entry: Entry, backend: Backend, text: str, limits: Limits = COUNT_LIMITS, *, special: bool = False
 ) -> Flow[list[int] | None]:
     """Token ids of `text`, with those the model puts around a text when `special`."""
-    request = backend.tokenize(entry.spec, text, entry.endpoint.key, add_special=special)
+    request = partial(backend.tokenize, entry.spec, text, entry.endpoint.key, add_special=special)
     return (yield from _asked(request, limits, backend.decode_tokens))
 
 
@@ -30,7 +31,7 @@ def text_count(
     entry: Entry, backend: Backend, text: str, limits: Limits = COUNT_LIMITS, *, special: bool = False
 ) -> Flow[int | None]:
     """Tokens of `text`, with those the model puts around a text when `special`."""
-    request = backend.count_text(entry.spec, text, entry.endpoint.key, add_special=special)
+    request = partial(backend.count_text, entry.spec, text, entry.endpoint.key, add_special=special)
     return (yield from _asked(request, limits, backend.decode_count))
 
 
@@ -39,14 +40,17 @@ def chat_tokens(
 ) -> Flow[int | None]:
     """Prompt tokens of a call as it would be sent to this entry, template and tools included."""
     assert isinstance(entry.spec, LLMSpec)
-    request = backend.count_chat(entry.spec, chat, entry.endpoint.key)
+    request = partial(backend.count_chat, entry.spec, chat, entry.endpoint.key)
     return (yield from _asked(request, limits, backend.decode_count))
 
 
-def _asked(request: HTTPRequest | None, limits: Limits, decode: Callable[[bytes], T]) -> Flow[T | None]:
-    if request is None:
-        return None
+def _asked(
+    make: Callable[[], HTTPRequest | None], limits: Limits, decode: Callable[[bytes], T]
+) -> Flow[T | None]:
     try:
+        request = make()
+        if request is None:
+            return None
         status, _, body = yield from fetch(request, limits)
         return decode(body) if status == 200 else None
     except (TransportError, ValueError):

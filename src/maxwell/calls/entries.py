@@ -67,9 +67,11 @@ class Entry:
         if features is PLAIN:
             return ""
         if not isinstance(self.spec, LLMSpec):
-            return "is an embedding"
+            return "is no LLM"
         if features.images and not self.spec.capabilities.vision:
             return "takes no images (capabilities.vision)"
+        if features.images and health is not None and health.vision is False:
+            return "its server takes no images, whatever is declared"
         return self.backend(health).cannot(self.spec, features)
 
     def blocked_by(self, health: Health | None) -> tuple[str, str]:

@@ -118,11 +118,6 @@ def true_model(spec: Spec, health: Health | None) -> str | None:
     return hit if spec.is_free else None
 
 
-def is_router(health: Health) -> bool:
-    """Whether a llama.cpp server stands in front of others: what it says of itself is not true of them."""
-    return health.family == "llamacpp" and len(health.models) > 1
-
-
 def _of_server(spec: Spec, facts: Facts) -> Iterator[Lie]:
     health = facts.health
     if health is not None and health.state in ("up", "asleep"):
@@ -209,7 +204,7 @@ def _of_reply_and_context(spec: LLMSpec, health: Health) -> Iterator[Lie]:
         words = f"prompt and completion share a context of {told:,} tokens"
         yield _lie(spec, ("capabilities", "max_tokens"), told, words, fix=told)
     yield from _of_context(spec, ("capabilities", "max_context"), can.max_context, told)
-    slots = None if is_router(health) else health.slots
+    slots = None if _is_router(health) else health.slots
     if can.slots is None or slots is None or can.slots == slots:
         return
     where = ("capabilities", "slots")
@@ -236,8 +231,13 @@ def _context(spec: Spec, health: Health) -> int | None:
     """Tokens of one request as the server tells."""
     name = true_model(spec, health) or spec.model
     served = _backend(spec, health).serves(name, health.models)
-    own = None if is_router(health) else health.context
+    own = None if _is_router(health) else health.context
     return (served.context if served is not None else None) or own
+
+
+def _is_router(health: Health) -> bool:
+    """Whether a llama.cpp server stands in front of others: what it says of itself is not true of them."""
+    return health.family == "llamacpp" and len(health.models) > 1
 
 
 # --- abilities
@@ -245,7 +245,7 @@ def _context(spec: Spec, health: Health) -> int | None:
 
 def _of_abilities(spec: LLMSpec, facts: Facts) -> Iterator[Lie]:
     can, template, health = spec.capabilities, facts.template, facts.health
-    sees = None if health is None or is_router(health) else health.vision
+    sees = None if health is None or _is_router(health) else health.vision
     if sees is not None and sees != can.vision:
         words = "the server takes images" if sees else "the server takes no images"
         yield _lie(spec, ("capabilities", "vision"), sees, words, fix=sees)

@@ -13,7 +13,7 @@ from maxwell.requirements import chat_request
 from maxwell.tokens import measure
 from maxwell.types import PLAIN, ChatCall, Completion, Features, Requirements
 
-ItemError = MaxwellError | TypeError | ValueError
+ItemError = MaxwellError | TypeError | ValueError | OSError
 
 
 class Mapped(Struct, frozen=True, kw_only=True):
@@ -23,7 +23,8 @@ class Mapped(Struct, frozen=True, kw_only=True):
         index: Its place among the items, from 0.
         item: The item as it was given.
         completion: The reply with usage, cost and timings; None where there is an error.
-        error: Why there is none: a `MaxwellError`, or a `TypeError` or `ValueError` where the item is wrong.
+        error: Why there is none: a `MaxwellError`, or a `TypeError`, `ValueError` or `OSError` where the
+            item is wrong.
     """
 
     index: int
@@ -69,7 +70,7 @@ class Plan(Struct, frozen=True, kw_only=True):
 
     Attributes:
         items: Where the items come from.
-        read: Tells what an item asks. Raises TypeError or ValueError for one that is wrong.
+        read: Tells what an item asks. Raises TypeError, ValueError or OSError for one that is wrong.
         needs: What all items have in common, to know whose slots count.
         features: What all of them ask of a server beyond writing text.
         total: How many items there are; None = not known.

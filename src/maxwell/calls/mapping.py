@@ -298,7 +298,7 @@ class _Course:
             index, self._taken = self._taken, self._taken + 1
             try:
                 return _Job(index, item, self._plan.read(item))
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OSError) as error:
                 self._finish(index, item, error=error.with_traceback(None))
         return None
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from maxwell.calls.entries import Entry
@@ -56,6 +57,14 @@ class _Proof(NamedTuple):
     models: frozenset[str]
 
 
+class _Locked(NamedTuple):
+    """A lock as it was read, with the records that fit the registry, by name."""
+
+    stamp: _Stamp | None
+    canaries: tuple[str, ...] = ()
+    records: Mapping[str, LockedEmbedding] = MappingProxyType({})
+
+
 class Spaces:
     """The vector spaces of one registry, by the lock beside it. Safe from any thread.
 
@@ -69,7 +78,7 @@ class Spaces:
         self._file = None if registry is None else lock_file(registry)
         self._embeddings = embeddings
         self._clock = clock
-        self._read: tuple[_Stamp | None, Lock | None] = (None, None)
+        self._read = _Locked(None)
         self._proofs: dict[str, _Proof] = {}
         self._refused: dict[str, float] = {}
         self._proving: dict[str, object] = {}
@@ -77,36 +86,26 @@ class Spaces:
     @property
     def canaries(self) -> tuple[str, ...]:
         """The texts that prove a space."""
-        lock = self._lock()
-        return () if lock is None else lock.canaries
+        return self._now().canaries
 
     def recorded(self, entry: Entry) -> LockedEmbedding | None:
         """What the lock records of the entry; None where it does not, or of another model, server or size."""
-        lock, spec = self._lock(), entry.spec
-        assert isinstance(spec, EmbeddingSpec)
-        found = () if lock is None else lock.embeddings
-        one = next((one for one in found if one.name == spec.name), None)
-        return None if one is None or misfit(one, spec) else one
+        return self._now().records.get(entry.spec.name)
 
     def others(self, entry: Entry) -> list[Entry]:
         """Who is recorded to make vectors of the same space, in registry order."""
-        one = self.recorded(entry)
+        records = self._now().records
+        one = records.get(entry.spec.name)
         if one is None:
             return []
-        return [e for e in self._embeddings if e is not entry and self._space(e) == one.space]
+        return [e for e in self._embeddings if e is not entry and _space(records, e) == one.space]
 
     def one_space(self, entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
         """Those of the first entry's space, and the rest; all are as one where the lock does not know it."""
-        space = self._space(entries[0])
-        if space is None:
-            return list(entries), []
-        return [e for e in entries if self._space(e) == space], [
-            e for e in entries if self._space(e) != space
-        ]
-
-    def _space(self, entry: Entry) -> str | None:
-        one = self.recorded(entry)
-        return None if one is None else one.space
+        records = self._now().records
+        space = _space(records, entries[0])
+        mine = [e for e in entries if space is None or _space(records, e) == space]
+        return mine, [e for e in entries if e not in mine]
 
     # --- proofs
 
@@ -163,28 +162,48 @@ class Spaces:
 
     # --- the file
 
-    def _lock(self) -> Lock | None:
-        """The lock as it is on the disk now."""
-        if self._file is None:
-            return None
-        try:
-            seen = self._file.stat()
-        except OSError:
-            return None
-        stamp = (seen.st_mtime_ns, seen.st_size, seen.st_ino)
-        if self._read[0] != stamp:
-            self._read = (stamp, self._loaded(self._file))
+    def _now(self) -> _Locked:
+        """What the lock on the disk says now."""
+        stamp = None if self._file is None else _stamp(self._file)
+        if self._read.stamp != stamp:
+            lock = None if self._file is None else _loaded(self._file)
+            self._read = _Locked(stamp, lock.canaries, self._fitting(lock)) if lock else _Locked(stamp)
             self._proofs.clear()
             self._refused.clear()
-        return self._read[1]
+        return self._read
 
-    @staticmethod
-    def _loaded(file: Path) -> Lock | None:
-        try:
-            return read_lock(file)
-        except RegistryError as error:
-            log.warning("%s; until then no embedding stands in for another", error)
-            return None
+    def _fitting(self, lock: Lock) -> dict[str, LockedEmbedding]:
+        """The records of entries that are still what they were."""
+        records = {one.name: one for one in lock.embeddings}
+        found = {}
+        for entry in self._embeddings:
+            one = records.get(entry.spec.name)
+            assert isinstance(entry.spec, EmbeddingSpec)
+            if one is not None and not misfit(one, entry.spec):
+                found[one.name] = one
+        return found
+
+
+def _stamp(file: Path) -> _Stamp | None:
+    """What changes when the file does; None where there is none."""
+    try:
+        seen = file.stat()
+    except OSError:
+        return None
+    return seen.st_mtime_ns, seen.st_size, seen.st_ino
+
+
+def _loaded(file: Path) -> Lock | None:
+    try:
+        return read_lock(file)
+    except RegistryError as error:
+        log.warning("%s; until then no embedding stands in for another", error)
+        return None
+
+
+def _space(records: Mapping[str, LockedEmbedding], entry: Entry) -> str | None:
+    one = records.get(entry.spec.name)
+    return None if one is None else one.space
 
 
 def _here(entry: Entry) -> str:

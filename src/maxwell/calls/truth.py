@@ -18,7 +18,7 @@ from maxwell.backends.wire import BAD_JSON
 from maxwell.calls.effects import Aside, First, Flow, Handle, Limits, Start, TransportError
 from maxwell.calls.embed_batch import SPECIAL_TOKENS
 from maxwell.calls.entries import Entry
-from maxwell.calls.lies import Facts, Lie, Template, is_router, lies, true_model
+from maxwell.calls.lies import Facts, Lie, Template, lies, true_model
 from maxwell.calls.prices import known_price
 from maxwell.calls.probe import fetch
 from maxwell.calls.state import PoolState
@@ -88,7 +88,7 @@ def _examine(state: PoolState, status: Status, entry: Entry, place: tuple[str, i
 
 def _template(entry: Entry, health: Health) -> Flow[Template]:
     """What a llama.cpp server says of its chat template; nothing where it does not."""
-    if health.family != "llamacpp" or is_router(health):
+    if health.family != "llamacpp":
         return Template()
     request = get_backend("llamacpp").probes(entry.endpoint.root, entry.endpoint.key).props
     assert request is not None

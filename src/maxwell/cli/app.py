@@ -18,6 +18,7 @@ import click
 from maxwell import __version__
 
 EXIT_FAILED = 1
+EXIT_USAGE = 2
 EXIT_REGISTRY = 3
 EXIT_NOT_ELIGIBLE = 4
 EXIT_BUDGET = 5
@@ -182,6 +183,7 @@ def _told(error: Exception) -> tuple[int, list[str]]:
     """The exit code of an error, and its lines."""
     from maxwell.cli.render import fold
     from maxwell.errors import (
+        BadConstraint,
         BudgetExceeded,
         LedgerError,
         MaxwellError,
@@ -200,6 +202,8 @@ def _told(error: Exception) -> tuple[int, list[str]]:
         return EXIT_NOT_ELIGIBLE, [fold(str(error))]
     if isinstance(error, BudgetExceeded | LedgerError):
         return EXIT_BUDGET, [fold(str(error))]
+    if isinstance(error, BadConstraint):
+        return EXIT_USAGE, [fold(str(error))]
     if isinstance(error, MaxwellError):
         return EXIT_FAILED, [fold(str(error))]
     if isinstance(error, OSError):

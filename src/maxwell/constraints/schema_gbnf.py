@@ -36,6 +36,7 @@ from maxwell.constraints.formats import format_rules
 from maxwell.constraints.gbnf import parse_gbnf, productive_rules
 from maxwell.constraints.numbers import integer, number
 from maxwell.constraints.schemas import (
+    CHECKED_FORMATS,
     TYPES,
     Schema,
     applies,
@@ -237,27 +238,26 @@ class _Builder:
         least, most = schema.get("minLength", 0), schema.get("maxLength")
         if most is not None and least > most:
             raise Unhonoured(f"{path}.maxLength: it is less than minLength")
-        known_format = schema.get("format") if self._is_checked(schema.get("format")) else None
-        if "pattern" in schema and known_format:
+        held = schema.get("format") in CHECKED_FORMATS
+        if "pattern" in schema and held:
             raise Unhonoured(f"{path}.format: a grammar cannot say it together with pattern")
-        if "pattern" not in schema and not known_format:
-            return seq(
-                text('"'), repeat(Ref("char"), int(least), None if most is None else int(most)), text('"')
-            )
+        plain = seq(
+            text('"'), repeat(Ref("char"), int(least), None if most is None else int(most)), text('"')
+        )
         if "pattern" in schema:
             where, rules = f"{path}.pattern", searched(schema["pattern"])
+        elif "format" in schema:
+            where, rules = f"{path}.format", format_rules(schema["format"])
+            if not held and (rules is None or "minLength" in schema or "maxLength" in schema):
+                return plain
         else:
-            where, rules = f"{path}.format", format_rules(known_format or "")
+            return plain
         if rules is None:
             raise Unhonoured(f"{where}: a grammar cannot say {str(schema[where[len(path) + 1 :]])[:80]!r}")
         shortest, longest = lengths(rules["root"])
         if shortest < least or (most is not None and (longest is None or longest > most)):
             raise Unhonoured(f"{where}: a grammar cannot say it together with minLength and maxLength")
         return seq(text('"'), _in_string(rules["root"]), text('"'))
-
-    def _is_checked(self, name: Any) -> bool:
-        """Whether a reply is held to this format: formats that nothing checks are only remarks."""
-        return isinstance(name, str) and name in self._validator.FORMAT_CHECKER.checkers
 
     # --- arrays
 

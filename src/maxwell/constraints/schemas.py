@@ -54,6 +54,20 @@ _KNOWN = frozenset[str]().union(
     *_OF_TYPE.values(),
     words("type enum const $ref allOf anyOf oneOf not if then else minContains maxContains"),
 )
+# The formats that a reply is held to, whatever is installed. Any other is a remark, as the standard has it.
+CHECKED_FORMATS = words("date email idn-email ipv4 ipv6 regex uuid")
+# Values with which a keyword demands nothing.
+_VOID: dict[str, list[Any]] = {
+    "uniqueItems": [False],
+    "minItems": [0],
+    "minLength": [0],
+    "minProperties": [0],
+    "additionalProperties": [True, {}],
+    "unevaluatedProperties": [True, {}],
+    "items": [True, {}],
+    "required": [[]],
+    "properties": [{}],
+}
 TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 
 
@@ -83,21 +97,11 @@ def subschemas(schema: Any, path: str = "$") -> Iterator[tuple[str, Any]]:
 def applies(keyword: str, schema: Schema) -> bool:
     """Whether `keyword` demands anything in `schema`: not an annotation, not beside the type, not void."""
     value = schema[keyword]
-    void = {
-        "uniqueItems": value is False,
-        "minItems": value == 0,
-        "minLength": value == 0,
-        "minProperties": value == 0,
-        "additionalProperties": value is True or value == {},
-        "items": value is True or value == {},
-        "required": value == [],
-        "properties": value == {},
-    }
-    if (
-        keyword not in _KNOWN
-        or void.get(keyword, False)
-        or (keyword in ("then", "else") and "if" not in schema)
-    ):
+    if keyword not in _KNOWN or (keyword in _VOID and value in _VOID[keyword]):
+        return False
+    if keyword == "format" and value not in CHECKED_FORMATS:
+        return False
+    if keyword in ("then", "else") and "if" not in schema:
         return False
     named = types_of(schema)
     of = next((kind for kind, keywords in _OF_TYPE.items() if keyword in keywords), None)
@@ -115,7 +119,7 @@ def unenforced(schema: Schema, enforces: Callable[[str, Schema], bool]) -> list[
 
     `enforces` is asked about every keyword of every subschema that can change what obeys: not about
     annotations, keywords beside the declared type (`minimum` of a string) and void ones
-    (`uniqueItems: false`).
+    (`uniqueItems: false`, a `format` that replies are not held to).
     A subschema False is asked about as the keyword "false".
     """
     found = []

@@ -91,6 +91,8 @@ def _strict(schema: Any, path: str, root: Schema) -> Schema:
         raise Unhonoured(f"{path}: strict mode knows no schema {schema}")
     demands = {keyword: value for keyword, value in schema.items() if applies(keyword, schema)}
     out: Schema = {keyword: schema[keyword] for keyword in _KEPT if keyword in schema}
+    if schema.get("format") in _FORMATS:
+        demands["format"] = schema["format"]
     out |= _demands(schema, demands, path, root)
     if "$ref" in out:
         out = {"$ref": out["$ref"]}  # strict mode takes nothing beside it

@@ -120,13 +120,14 @@ def _float(digits: str) -> float:
 @lru_cache(maxsize=32)
 def schema_validator(encoding: str) -> Validator:
     """A validator of the schema, made once; it is not changed by its use."""
+    from jsonschema import FormatChecker
     from jsonschema.validators import extend
 
-    from maxwell.constraints.schemas import checked, validator_class
+    from maxwell.constraints.schemas import CHECKED_FORMATS, checked, validator_class
 
     schema = checked(encoding)
     kind: type[Validator] = extend(validator_class(schema), {"pattern": _pattern})  # type: ignore[no-untyped-call]
-    return kind(schema, format_checker=kind.FORMAT_CHECKER)
+    return kind(schema, format_checker=FormatChecker(CHECKED_FORMATS))
 
 
 def _pattern(_: Any, pattern: str, instance: object, __: Any) -> Iterator[Exception]:

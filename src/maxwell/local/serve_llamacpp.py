@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add("-t", "--threads", type=_count, default=0, help="0 = one for each physical core")
     add("-a", "--alias", help="name to serve the model under instead of its path")
     add("--api-key", default=os.environ.get(KEY_VARIABLE), help=f"demand this key; default ${KEY_VARIABLE}")
-    add("--embedding", action="store_true", help="serve embeddings instead of chat")
+    add("--embedding", action="store_true", help="serve embeddings instead of chat; a reranker ranks")
     add("--pooling", choices=POOLINGS, help="how an embedding is made of its tokens; default the model's own")
     add("--metrics", action="store_true", help="serve GET /metrics")
     add("--props", action="store_true", help="allow changing settings by POST /props")
@@ -129,8 +129,10 @@ def _parameters(xllamacpp: Any, options: argparse.Namespace) -> Any:
         parameters.embedding = True
         # An input must fit one batch; by default that is 512 tokens, however large the context is.
         parameters.n_batch = parameters.n_ubatch = options.ctx_size or header.context or parameters.n_batch
-    if options.pooling:
-        kind = f"LLAMA_POOLING_TYPE_{options.pooling.upper()}"
+    # A reranker's file says what it is, and llama.cpp ranks only when told to.
+    pooling = options.pooling or ("rank" if options.embedding and header.reranker else None)
+    if pooling:
+        kind = f"LLAMA_POOLING_TYPE_{pooling.upper()}"
         parameters.pooling_type = getattr(xllamacpp.llama_pooling_type, kind)
     return parameters
 

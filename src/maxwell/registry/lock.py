@@ -30,8 +30,9 @@ CANARIES = (
     "今日は雨です",
 )
 
-# The same model in f16, bf16 or q8_0 gives vectors whose cosine is above 0.9995; four bits, another version
-# or another model are below 0.99. What is between the two is refused: an index cannot be mended.
+# On BERTs of 2 to 12 layers f16, bf16 and q8_0 stayed within 0.9995 of the same model in f32; q5_0 fell below
+# 0.997, q4_0 below 0.98, and another model is near 0. Between the two nobody is let in: an index that was
+# spoilt cannot be mended.
 LEAST_COSINE = 0.999
 # Where one server scales its vectors to length 1 and the other does not, products cannot be compared.
 MOST_STRETCH = 1.02
