@@ -34,7 +34,7 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork
 	--custom-compile-command 'make lock' $(LOCK)
 
 lock: venv ## write requirements/*.txt anew; LOCK=--upgrade takes newer versions
-	@$(COMPILE) --extra local --group dev --output-file requirements/dev.txt pyproject.toml
+	@$(COMPILE) --extra local --extra prices --group dev --output-file requirements/dev.txt pyproject.toml
 	@$(COMPILE) --group bench --output-file requirements/bench.txt pyproject.toml
 
 lock-vllm: venv ## write requirements/vllm.txt anew, for Linux on x86-64 and Python 3.11

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from maxwell.backends import Props, get_backend
 from maxwell.calls.counting import chat_tokens, text_count, text_tokens
 from maxwell.calls.effects import Limits, TransportError
+from maxwell.calls.embed_batch import BATCH_BYTES, BATCH_ITEMS
 from maxwell.calls.entries import Entry
 from maxwell.calls.probe import probe
 from maxwell.calls.sync_driver import run
@@ -101,7 +102,7 @@ INFINITY_UNDER_V1 = Recorded(
     {"/health": INFINITY.answers["/health"], "/v1/models": INFINITY.answers["/models"]}
 )
 OLLAMA = Recorded({
-    "/v1/models": ok('{"object":"list","data":[{"id":"m:latest","object":"model","created":1,"owned_by":"library"}]}'),
+    "/v1/models": ok('{"object":"list","data":[{"id":"m:latest","object":"model","created":1,"owned_by":"library"},{"id":"cold","owned_by":"library"}]}'),
     "/api/ps": ok('{"models":[{"name":"m:latest","model":"m:latest","size":1,"context_length":4096}]}'),
 })  # fmt: skip
 SGLANG = Recorded({
@@ -162,7 +163,7 @@ def test_limits_are_read_where_each_family_tells_them() -> None:
     health = found(LLAMACPP, backend="openai")
     assert (health.slots, health.context, health.vision, health.busy) == (2, 4096, False, 1)
     assert found(VLLM, backend="openai").busy == 3
-    assert found(OLLAMA).context == 4096
+    assert found(OLLAMA).models == (ServedModel("m:latest", context=4096), ServedModel("cold"))
     assert found(TGI).context == 2048
     health = found(TEI)
     assert (health.context, health.models) == (512, (ServedModel("org/m", context=512),))
@@ -544,6 +545,8 @@ def test_a_list_is_read_where_base64_was_asked_for() -> None:
 def test_how_many_texts_a_request_may_hold() -> None:
     assert get_backend("openai").most_inputs == 2048
     assert get_backend("openai", family="tei").most_inputs == 32
+    assert get_backend("openai").most_inputs >= BATCH_ITEMS
+    assert BATCH_BYTES <= 300_000  # tokens in all at OpenAI; none is shorter than a byte
 
 
 # --- tokens

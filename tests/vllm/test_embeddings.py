@@ -16,6 +16,8 @@ from real_vllm import KEY, RealVLLM, embed_entry, exchange
 
 from maxwell.backends import get_backend
 from maxwell.errors import DimensionMismatch, InputTooLong
+from maxwell.lm_pool import LLMPool
+from maxwell.testing.fixtures import WriteRegistry
 
 TEXTS = ["the cat", "a long day", "down the road", "?", "the cat the dog"]
 
@@ -98,14 +100,20 @@ def test_another_dimension_than_declared_is_told(embed_server: RealVLLM, tmp_pat
         pool.get_embedding("e").embed("the cat")
 
 
-def test_texts_are_reranked(calls: Calls) -> None:
+def test_texts_are_reranked(embed_server: RealVLLM, calls: Calls, write_registry: WriteRegistry) -> None:
     """An embedding model reranks, by the angle between vectors."""
-    vllm, spec = get_backend("vllm"), calls.registry.embeddings[0]
-    request = vllm.rerank(spec, "the cat", TEXTS, KEY)  # type: ignore[arg-type]
-    assert request is not None
-    reply = vllm.decode_rerank(exchange(request).data, len(TEXTS))
-    with calls.pool() as pool:
-        vectors = pool.get_embedding("e").embed_many(["the cat", *TEXTS])
-    angles = [sum(a * b for a, b in zip(vectors[0], vector, strict=True)) for vector in vectors[1:]]
-    assert reply.scores == pytest.approx(angles, abs=1e-4)
-    assert max(reply.scores) == reply.scores[0]
+    reranker = embed_entry(embed_server, name="r")
+    del reranker["dimension"]
+    path = write_registry(reranker)
+    with LLMPool.from_registry(path, environ={"TINY_API_KEY": KEY}) as pool:
+        ranked = pool.get_reranker("r").rerank("the cat", TEXTS)
+        with pytest.raises(InputTooLong):
+            pool.get_reranker("r").rerank("the cat", ["the", "the cat " * 200])
+    with calls.pool() as vectors:
+        asked, *found = vectors.get_embedding("e").embed_many(["the cat", *TEXTS])
+    angles = [sum(a * b for a, b in zip(asked, vector, strict=True)) for vector in found]
+    assert [one.score for one in ranked] == sorted((one.score for one in ranked), reverse=True)
+    assert (ranked[0].index, len(ranked)) == (0, len(TEXTS))
+    for one in ranked:
+        assert one.document == TEXTS[one.index]
+        assert one.score == pytest.approx(angles[one.index], abs=1e-4)

@@ -119,6 +119,8 @@ def test_check_and_list_show_it(
     assert code == 0, said
     assert "0 faults, 0 warnings" in said
     assert "2,048 tokens a request" in said
+    code, said = maxwell("check", "--deep")
+    assert code == 0, said
     code, said = maxwell("list", "--json")
     assert code == 0, said
     states = {entry["name"]: entry["state"] for entry in json.loads(said)}
@@ -135,6 +137,9 @@ def test_check_finds_what_the_registry_says_wrongly(
         chat_entry(chat_server, "w", model="gpt-nobody"),
         embed_entry(embed_server),
     )
+    code, said = maxwell("check", "--deep")
+    assert code == 1, said
+    assert "2048" in said
     code, said = maxwell("check", key="not-the-key")
     assert code == 1, said
     lines = {line.split()[1]: line for line in said.splitlines() if line.count(" ") > 3}

@@ -65,6 +65,7 @@ class Props(Struct, frozen=True):
         vision: Whether images are accepted.
         lists_slots: Whether it says what each slot does.
         version: Its version, or "".
+        contexts: Usable context of single models by their names, where each has its own.
     """
 
     slots: int | None = None
@@ -73,6 +74,7 @@ class Props(Struct, frozen=True):
     vision: bool | None = None
     lists_slots: bool = True
     version: str = ""
+    contexts: dict[str, int] = {}
 
 
 class _Slot(Struct):
@@ -188,13 +190,14 @@ def read_version(status: int, body: bytes) -> Props:
 
 
 def read_loaded(status: int, body: bytes) -> Props:
-    """Context of the one model that Ollama has loaded, by a reply to GET /api/ps.
+    """Contexts of the models that Ollama has loaded, by a reply to GET /api/ps.
 
-    It may be far below the model's own. Of several models each has its own, so nothing is told then.
+    They may be far below what the models could read: the oldest messages beyond are dropped without a word.
     """
     models = _object(status, body).get("models")
     loaded = [m for m in models if isinstance(m, dict)] if isinstance(models, list) else []
-    return Props(context=_positive(loaded[0].get("context_length")) if len(loaded) == 1 else None)
+    told = ((m.get("name"), _positive(m.get("context_length"))) for m in loaded)
+    return Props(contexts={name: n for name, n in told if isinstance(name, str) and n is not None})
 
 
 def read_slots(status: int, body: bytes) -> int | None:

@@ -86,7 +86,7 @@ class VLLMServices(Services):
         return self._post(native_url(spec.api_base, "/detokenize"), body, key)
 
     def count_chat(self, spec: LLMSpec, call: ChatCall, key: str | None) -> HTTPRequest | None:
-        """POST /tokenize with messages. The effort is put where the chat route puts it: among the variables."""
+        """POST /tokenize with messages. The effort goes where the chat route puts it: to the variables."""
         prompt = self._prompt_of(spec, call)
         effort = prompt.pop("reasoning_effort", None)
         if effort is not None:

@@ -126,7 +126,7 @@ class OllamaBackend(Backend):
         return msgspec.structs.replace(super().probes(root, key), props=self._get(f"{root}/api/ps", key))
 
     def read_props(self, status: int, body: bytes) -> Props:
-        """The context."""
+        """Contexts of the loaded models."""
         return listing.read_loaded(status, body)
 
 

@@ -7,8 +7,6 @@ it; `{"data": [{"index", "score"}]}` is what vLLM's older route for scores gives
 
 from __future__ import annotations
 
-from math import isfinite
-
 import msgspec
 from msgspec import Struct
 
@@ -66,7 +64,7 @@ def decode_rerank(body: bytes, count: int) -> RerankReply:
         if not 0 <= item.index < count or scores[item.index] is not None:
             raise ValueError(f"the rerank reply has an unexpected document with index {item.index}")
         score = item.score if item.relevance_score is None else item.relevance_score
-        if score is None or not isfinite(score):
+        if score is None:  # what is not finite is no JSON, and not read as a number
             raise ValueError(f"the rerank reply has no score for document {item.index}")
         scores[item.index] = score
     known = [score for score in scores if score is not None]

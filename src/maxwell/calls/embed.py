@@ -90,8 +90,11 @@ def embed(  # noqa: PLR0913 - everything that is said about one call
         return Vectors()
     deadline = None if seconds is None else state.clock.monotonic() + seconds
     others = [] if asked == entry.spec.name else spaces.others(entry)
+    limit = entry.context(state.known(entry)) if truncate else None
+    if limit is not None:  # a text that is cut elsewhere is another text
+        others = [e for e in others if e.context(state.known(e)) >= limit]
     with state.receipts.embed(asked, texts) as record:
-        course = _Course(state, spaces, [entry, *others], texts, truncate, deadline)
+        course = _Course(state, spaces, [entry, *others], texts, limit, deadline)
         at: Entry | None = yield from course.first()
         while at is not None:
             try:
@@ -120,7 +123,7 @@ class _Course:
         spaces: Spaces,
         entries: Sequence[Entry],
         texts: Sequence[str],
-        truncate: bool,
+        truncate: int | None,
         deadline: float | None,
     ) -> None:
         self._state = state
@@ -219,7 +222,7 @@ class _Course:
         return Task(record, self._deadline, SHARE_OF_TIME * left)
 
     def _ask(
-        self, entry: Entry, batch: Batch, task: Task, *, again: bool, truncate: bool
+        self, entry: Entry, batch: Batch, task: Task, *, again: bool, truncate: int | None = None
     ) -> Flow[list[list[float]]]:
         def once() -> Flow[list[list[float]]]:
             return embed_batch(self._state, entry, batch, task, truncate=truncate)
@@ -236,7 +239,7 @@ class _Course:
                 continue
             try:
                 canaries = Batch(0, list(spaces.canaries))
-                made = yield from self._ask(entry, canaries, task, again=again, truncate=False)
+                made = yield from self._ask(entry, canaries, task, again=again)
                 spaces.compare(entry, made, state.known(entry))
             except DimensionMismatch as error:
                 raise spaces.refuse(entry, str(error)) from error

@@ -53,9 +53,9 @@ def batches(texts: Sequence[str], most: int = BATCH_ITEMS) -> Iterator[Batch]:
 
 
 def embed_batch(
-    state: PoolState, entry: Entry, batch: Batch, task: Task, *, truncate: bool = False
+    state: PoolState, entry: Entry, batch: Batch, task: Task, *, truncate: int | None = None
 ) -> Flow[Vectors]:
-    """The vectors of a batch; where one text is too long, it is cut or named.
+    """The vectors of a batch; where one text is too long, it is cut to `truncate` tokens, or named.
 
     Raises:
         InputTooLong: A text is too long, and may not or cannot be cut.
@@ -66,18 +66,19 @@ def embed_batch(
     assert isinstance(spec, EmbeddingSpec)
     health = state.known(entry)
     backend = entry.backend(health)
-    limit = entry.context(health)
+    context = entry.context(health)
+    limit = min(context, context if truncate is None else truncate)
     inputs: list[Input] = list(texts)
-    if not truncate and not backend.says_too_long:
+    if truncate is None and not backend.says_too_long:
         _check_lengths(spec, batch, limit)
-    if truncate and not backend.truncates and entry.key_problem is None:
+    if truncate is not None and not backend.truncates and entry.key_problem is None:
         inputs = yield from _cut(state, entry, backend, texts, limit, task.deadline)
         if task.deadline is not None and state.clock.monotonic() >= task.deadline:
             raise CallTimeout("the time ran out while texts were counted", llm=spec.name, kind="timeout")
-    most = limit if truncate else MOST_TOKENS  # of one text: what is cut off is not read
+    most = MOST_TOKENS if truncate is None else limit  # of one text: what is cut off is not read
 
     def request() -> HTTPRequest:
-        truncate_to = limit if truncate and backend.truncates else None
+        truncate_to = limit if truncate is not None and backend.truncates else None
         return backend.embed(spec, inputs, entry.endpoint.key, truncate_to=truncate_to)
 
     def decode(body: bytes) -> tuple[Vectors, Usage | None]:
@@ -90,7 +91,7 @@ def embed_batch(
         what="an embeddings reply",
         worst=sum(min(text_upper_bound(text) + SPECIAL_TOKENS, most) for text in texts),
         likely=sum(estimate(utf8_length(text)) for text in texts),
-        count=lambda: _counted(state, entry, backend, texts, most, task.deadline),
+        exactly=lambda: _counted(state, entry, backend, texts, most, task.deadline),
     )
     try:
         vectors = yield from post(state, entry, backend, asked, task)

@@ -18,7 +18,7 @@ from maxwell.calls.effects import Close, Flow, Gather, Limits, Pull, Send, Sleep
 from maxwell.clock import Clock
 from maxwell.health import FRESH_SECONDS, Endpoint, Health, HealthBook
 from maxwell.health.evidence import NOTHING
-from maxwell.types import HTTPRequest
+from maxwell.types import HTTPRequest, ServedModel
 
 PROBE_SECONDS = 2.0  # a whole round of health checks takes no longer
 _LIMITS = Limits(connect=1.9, first_byte=1.9, idle=1.9, total=1.9)
@@ -136,11 +136,18 @@ def _with_props(health: Health, backend: Backend, endpoint: Endpoint) -> Flow[tu
             health,
             state="asleep" if props.sleeping else health.state,
             version=props.version or health.version,
+            models=tuple(_in_context(model, props) for model in health.models),
             slots=props.slots,
             context=props.context,
             vision=props.vision,
         )
     return health, props
+
+
+def _in_context(model: ServedModel, props: Props) -> ServedModel:
+    """`model` with the context that it has by `props`, where it has one of its own."""
+    context = props.contexts.get(model.id)
+    return model if context is None else msgspec.structs.replace(model, context=context)
 
 
 def _with_load(

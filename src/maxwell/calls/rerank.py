@@ -132,7 +132,7 @@ def _scores_of(
         what="a reranking reply",
         worst=sum(_most(query, document) for document in documents),
         likely=sum(estimate(utf8_length(query) + utf8_length(document)) for document in documents),
-        count=lambda: _counted(state, entry, backend, query, documents, task.deadline),
+        exactly=lambda: _counted(state, entry, backend, query, documents, task.deadline),
     )
     try:
         return (yield from post(state, entry, backend, asked, task))

@@ -57,7 +57,7 @@ class Post(NamedTuple, Generic[T]):
         what: What that body is, for messages: "an embeddings reply".
         worst: Most tokens that it can use.
         likely: Tokens that it probably uses.
-        count: Has the server count them; None where it cannot tell soon.
+        exactly: Has the server count them; None where it cannot tell soon.
     """
 
     request: Callable[[], HTTPRequest]
@@ -65,7 +65,7 @@ class Post(NamedTuple, Generic[T]):
     what: str
     worst: int
     likely: int
-    count: Callable[[], Flow[int | None]] | None = None
+    exactly: Callable[[], Flow[int | None]] | None = None
 
 
 def post(state: PoolState, entry: Entry, backend: Backend, asked: Post[T], task: Task) -> Flow[T]:
@@ -83,7 +83,7 @@ def post(state: PoolState, entry: Entry, backend: Backend, asked: Post[T], task:
     used = Usage(asked.likely, 0, estimated=True)
     sent = False
     try:
-        yield from account.open(asked.worst, 0, count=asked.count)
+        yield from account.open(asked.worst, 0, count=asked.exactly)
         request = asked.request()
         yield from account.send()
         sent = True  # from here on the server may be working for us, whatever becomes of this call

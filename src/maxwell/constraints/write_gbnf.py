@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 from maxwell.constraints.expressions import ANY, LAST, Alt, Chars, Expr, Ref, Repeat, Rules, Seq, complement
 from maxwell.constraints.unhonoured import Unhonoured
 
 _BLOCK = 64  # a repeat of more than `_PLAIN` is written as one of blocks of this many
 _PLAIN = 900
 _MOST = _BLOCK * _PLAIN
+
+# Some readers take all hexadecimal digits that follow \x, so none may: in a set, \x stands last.
+_HEX_ENDS = re.compile(r"\\x[0-9A-F]{2}$")
 
 _NAMED = {0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t", 0x5C: "\\\\", 0x22: '\\"'}
 
@@ -49,13 +54,15 @@ class _Writer:
         literal = ""
         for item in items:
             code = _single(item)
-            if code is not None:
-                literal += _escaped(code, "")
-                continue
-            if literal:
+            if literal and (code is None or _HEX_ENDS.search(literal)):
                 parts.append(f'"{literal}"')
                 literal = ""
-            parts.append(f"({self._written(item)})" if isinstance(item, Alt) else self._written(item))
+            if code is not None:
+                literal += _escaped(code, "")
+            elif isinstance(item, Alt):
+                parts.append(f"({self._written(item)})")
+            else:
+                parts.append(self._written(item))
         if literal or not parts:
             parts.append(f'"{literal}"')
         return " ".join(parts)
@@ -113,8 +120,8 @@ def class_text(some: Chars) -> str:
         return f'"{_escaped(code, "")}"'
     negated = some.ranges[-1][1] == LAST and some != ANY
     ranges = complement(some).ranges if negated else some.ranges
-    inside = "".join(_span(low, high) for low, high in ranges)
-    return f"[{'^' if negated else ''}{inside}]"
+    spans = sorted((_span(low, high) for low, high in ranges), key=lambda span: "\\x" in span)
+    return f"[{'^' if negated else ''}{''.join(spans)}]"
 
 
 def _span(low: int, high: int) -> str:

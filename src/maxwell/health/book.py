@@ -116,9 +116,10 @@ class HealthBook:
         self._looked = now
         if not self._has_news(now):
             return
-        for endpoint, own in list(self._known.items()):
+        for endpoint in list(self._known):
             shared = self._read(endpoint)
-            both = self._known[endpoint] = merged(own, shared, now)
+            # Only now: another thread may have found something out while the file was read.
+            both = self._known[endpoint] = merged(self._known.get(endpoint), shared, now)
             if both is not None and shared is not None and tells_more(both, shared):
                 self._record(endpoint, both)
 
