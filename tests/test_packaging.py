@@ -158,7 +158,11 @@ def test_lock_holds_pins_with_hashes_and_no_address(name: str) -> None:
 
 
 def declared(lock: str) -> Iterator[Requirement]:
-    """Every requirement that a lock file has to meet: those of the benchmarks have one of their own."""
+    """Every requirement that a lock file has to meet: benchmarks and vLLM have one of their own."""
+    if lock == "vllm":  # beside the project, never in one environment with it
+        lines = (ROOT / "requirements" / "vllm.in").read_text(encoding="utf-8").splitlines()
+        yield from (Requirement(line) for line in lines if not line.startswith("#"))
+        return
     project, groups = PROJECT["project"], PROJECT["dependency-groups"]
     lists = [project["dependencies"], PROJECT["build-system"]["requires"]]
     if lock == "bench":

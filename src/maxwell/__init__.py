@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         UnknownReceipt,
     )
     from maxwell.handles import LLM, AsyncLLM, AsyncTextStream, TextStream
+    from maxwell.images import image_part
     from maxwell.lm_pool import (
         AsyncLLMPool,
         LLMPool,
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
         get_lm,
         get_reranker,
     )
-    from maxwell.images import image_part
     from maxwell.maps import AsyncMapResults, Mapped, MapResults
     from maxwell.rerankers import AsyncReranker, Ranked, Reranker
     from maxwell.types import Completion, PerformedCall, Timings, ToolCall, ToolRun, Usage

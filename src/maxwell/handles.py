@@ -14,7 +14,7 @@ from maxwell.calls.state import PoolState
 from maxwell.decision import Decision
 from maxwell.errors import EmptyReply
 from maxwell.registry.specs import LLMSpec
-from maxwell.requirements import ChatOptions, PromptOptions, chat_call, prompt_messages
+from maxwell.requirements import ChatOptions, PromptOptions, chat_call, check_prompt, prompt_messages
 from maxwell.types import Completion, Message, ToolRun
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ class _ChosenLLM:
         return f"{type(self).__name__}({self.name!r})"
 
     def _prompt_flow(self, prompt: str, options: PromptOptions, *, stream: bool) -> Flow[Completion]:
+        check_prompt(prompt)
         return self._worded(self._call(*_conversation(prompt, options), stream=stream))
 
     def _worded(self, call: Call) -> Flow[Completion]:

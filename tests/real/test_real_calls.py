@@ -118,10 +118,10 @@ def test_a_grammar_is_obeyed(llama_server: LocalServer, tmp_path: Path) -> None:
     assert len(said) > 5
 
 
-def test_a_wrong_grammar_is_told(llama_server: LocalServer, tmp_path: Path) -> None:
+def test_a_wrong_grammar_that_was_not_checked_is_told(llama_server: LocalServer, tmp_path: Path) -> None:
     calls = Calls(tmp_path, entry(llama_server, "one"))
     with pytest.raises(StatusError, match="one: HTTP 400") as caught:
-        calls.ask("generate", grammar="root ::= undefined")
+        calls.ask("generate", extra={"grammar": "root ::= undefined"})
     assert caught.value.kind == "bad_request"
     assert calls.used("one").tokens == 0
 

@@ -620,6 +620,8 @@ EPOCH = 1795385581.0
         ({"retry-after": "1e999"}, EPOCH, None),
         ({"retry-after": ""}, EPOCH, None),
         ({"retry-after": "soon"}, EPOCH, None),
+        ({"retry-after": "0\x1f"}, EPOCH, 0.0),
+        ({"retry-after": "0\n0"}, EPOCH, None),
         ({}, EPOCH, None),
     ],
 )
@@ -755,8 +757,17 @@ VALUES = st.recursive(
 )
 BODIES = st.binary(max_size=40) | VALUES.map(lambda v: json.dumps(v).encode())
 HEADERS = st.dictionaries(
-    st.sampled_from(["retry-after", "retry-after-ms", "date", "location"]),
-    st.text(max_size=30) | st.sampled_from([DATE, "5", KEY, "Sun, 99 Nov 99999 99:99:99 GMT"]),
+    st.sampled_from(
+        ["retry-after", "retry-after-ms", "date", "location", "x-should-retry"]
+        + [
+            f"x-ratelimit-{what}{of}"
+            for what in ("reset", "remaining")
+            for of in ("", "-requests", "-tokens")
+        ]
+    ),
+    st.text(max_size=30)
+    | st.from_regex(r"[0-9.hms ]{1,12}")
+    | st.sampled_from([DATE, "5", KEY, "Sun, 99 Nov 99999 99:99:99 GMT"]),
 )
 
 

@@ -140,7 +140,7 @@ def test_choices_become_a_grammar() -> None:
     odd = ['say "hi"\\', "new\nline\ttab", "Größe", "a", "|", "[x]*", "\x01"]
     grammar = gbnf_of_choices(odd)
     assert grammar.splitlines() == [
-        r'root ::= "say \"hi\"\\" | "new\nline\ttab" | "Größe" | "a" | "|" | "[x]*" | "\x01"'
+        r'root ::= "say \"hi\"\\" | "new\nline\ttab" | "Größe" | "a" | "|" | "[x]*" | [\x01]'
     ]
     assert constraint_of(grammar=grammar) is not None
     assert all(fits(grammar, choice) for choice in odd)
@@ -150,7 +150,8 @@ def test_choices_become_a_grammar() -> None:
 
 def test_a_regex_becomes_a_grammar() -> None:
     assert gbnf_of_regex(r"^\d{3}-(a|b*)?$") == 'root ::= [0-9]{3} "-" part-0?\npart-0 ::= "a" | "b"+\n'
-    assert gbnf_of_regex(r"[^\]\-^a-c]") == "root ::= [^\\x2D\\x5D-\\x5Ea-c]\n"
+    assert gbnf_of_regex(r"\x01a\x7f") == 'root ::= [\\x01] "a" [\\x7F]\n'
+    assert gbnf_of_regex(r"[^\]\-^a-c]") == "root ::= [^a-c\\x2D\\x5D-\\x5E]\n"
 
 
 @pytest.mark.parametrize("count", [900, 901, 1999, 2500])

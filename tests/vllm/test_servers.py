@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from calling import Calls
+from calling import SOON, Calls
 from command_line import MAXWELL
 from msgspec.structs import replace
 from real_vllm import KEY, RealVLLM, chat_entry, embed_entry, exchange, told
@@ -45,11 +45,13 @@ def test_once_loaded_it_is_up_and_tells_what_it_is(chat_server: RealVLLM, calls:
 
 
 def test_it_tells_how_busy_it_is(chat_server: RealVLLM, calls: Calls) -> None:
+    calls.warm()
     with calls.pool() as pool:
         lm = pool.get_lm()
-        streams = [lm.stream("Hello", max_tokens=1500) for _ in range(3)]
+        streams = [lm.stream("Hello", max_tokens=1900) for _ in range(3)]
         for stream in streams:
             next(stream)
+        chat_server.wait_running(3, SOON)  # its metrics come a moment later than its tokens
         health = pool.health(refresh=True)[0].health
         for stream in streams:
             stream.close()

@@ -163,7 +163,7 @@ _CANNOT_TEXT = "|".join(
     (
         r"(?:image|audio|video|file) inputs? (?:is|are) not supported",  # llama.cpp without mmproj
         r"does(?: not|n't) support",  # logits, embeddings, image input, Matryoshka, this API ...
-        r"not a multimodal model|not a chat model|not supported (?:in|with|by|for)",
+        r"not a multimodal model|not a chat model|(?:not|only) supported (?:in|with|by|for)",
         r"is not an? (?:re-?ranker|embedding|classifier)|missing data required for image",  # TEI, Ollama
         r"unexpected fields in the request|unrecognized request argument|extra inputs are not permitted",
         r"requires --|--tool-call-parser",  # vLLM started without what the request needs

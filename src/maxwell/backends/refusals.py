@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -150,8 +149,8 @@ def _duration(value: str, since: float | None) -> float | None:
 
 
 def _seconds(value: str) -> float | None:
-    seconds = float(value) if re.fullmatch(r"\s*[0-9]{1,15}(?:\.[0-9]{0,9})?\s*", value) else math.nan
-    return seconds if math.isfinite(seconds) else None
+    value = value.strip()
+    return float(value) if re.fullmatch(r"[0-9]{1,15}(?:\.[0-9]{0,9})?", value) else None
 
 
 def _instant(value: str) -> float | None:

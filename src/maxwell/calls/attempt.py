@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import msgspec
 
-from maxwell.backends.base import Backend
+from maxwell.backends.base import Backend, Compiled
 from maxwell.calls.accounts import Account
 from maxwell.calls.admission import Place
+from maxwell.calls.asking import Asking, ask
 from maxwell.calls.counting import COUNT_LIMITS, chat_tokens
-from maxwell.calls.effects import Close, Emit, Exchange, Flow, Limits, Send, TransportError
+from maxwell.calls.effects import Emit, Flow, Limits, TransportError
 from maxwell.calls.entries import Entry
-from maxwell.calls.failures import broken, error_body, refusal, transport_failure
-from maxwell.calls.reading import read
+from maxwell.calls.failures import broken, transport_failure
 from maxwell.calls.reply import Reply
 from maxwell.calls.samples import Sent, sample_of
 from maxwell.calls.state import PoolState, has_budget
@@ -23,7 +23,7 @@ from maxwell.receipts.record import Record
 from maxwell.registry.specs import LLMSpec, Spec
 from maxwell.scheduler import LEAST_COMPLETION
 from maxwell.tokens import PromptSize, upper_bound
-from maxwell.types import ChatCall, Completion, Features, HTTPRequest
+from maxwell.types import ChatCall, Completion, Features
 
 # Silence before the first content that is a fault of the server: so many times what is expected, but not less
 # than this, in seconds. Declared speeds of reading may be far off, so more while nothing has been learned.
@@ -88,12 +88,11 @@ def attempt(state: PoolState, place: Place, task: Task) -> Flow[Completion]:
     backend = entry.backend(state.known(entry))
     _check_possible(state, entry, task.features)
     likely, cap, thinking = yield from _sizes(state, place, backend, task)
-    wrapped = chat.constraint is not None and _is_wrapped(backend, spec, chat)
+    compiled = backend.compiled(spec, chat)
     account = Account(state, spec, task.record)
     now = state.clock.monotonic
     reply = Reply(spec, likely, now(), task.record.id)
     patience = _patience(state, place, likely, task, now())
-    exchange: Exchange | None = None
     used = sent = False
     cut = True
     try:
@@ -103,12 +102,13 @@ def attempt(state: PoolState, place: Place, task: Task) -> Flow[Completion]:
         yield from account.send()
         used = sent = True  # from here on the server may be working for us, whatever becomes of this call
         reply.began = now()
-        limits = _limits(state, spec, task.deadline, patience)
-        exchange = yield from _open(state, entry, backend, request, limits)
-        silence = max(reply.began + patience.seconds - now(), 0.001)
-        secrets = entry.endpoint.secrets
-        emit = task.emit and not wrapped
-        yield from read(exchange, backend, reply, now, emit=emit, secrets=secrets, silence=silence)
+        asking = Asking(
+            request=request,
+            limits=_limits(state, spec, task.deadline, patience),
+            silent_until=reply.began + patience.seconds,
+            emit=task.emit and not compiled.wrapped,
+        )
+        yield from ask(state, entry, backend, asking, reply)
         usage = account.sure(reply.usage, cut=False)
         usd = account.settle(usage)
         used = cut = False  # and booked
@@ -122,10 +122,8 @@ def attempt(state: PoolState, place: Place, task: Task) -> Flow[Completion]:
         _learn(state, place, task, reply, failed=True)
         raise failure from error
     except BackendError as error:
-        used = exchange is not None  # a server that refuses has not worked
+        used = reply.opened  # a server that refuses has not worked
         cut = False
-        if exchange is not None:
-            yield Close(exchange)  # it may still be generating
         failure = broken(error, reply, account.sure(reply.usage, cut=True), now(), task.tried)
         note(state, entry, failure, task.record)
         if sent:
@@ -146,9 +144,9 @@ def attempt(state: PoolState, place: Place, task: Task) -> Flow[Completion]:
     state.note_read(place.candidate, task.prefix)
     _learn(state, place, task, reply, load_seconds=took or entry.load_to_learn(state.known(entry)))
     whole = reply.completion(now(), list(task.tried), usage, usd)
-    done = _judged(state, whole, chat, wrapped=wrapped, refused=reply.refused)
-    if task.emit and wrapped:
-        yield Emit(done.text)
+    done = _judged(state, whole, chat, compiled, refused=reply.refused)
+    if task.emit and done.text and (compiled.wrapped or not whole.text):
+        yield Emit(done.text)  # it was not there to be emitted before
     return done
 
 
@@ -278,27 +276,22 @@ def _check_possible(state: PoolState, entry: Entry, features: Features) -> None:
 
 
 def _judged(
-    state: PoolState, whole: Completion, chat: ChatCall, *, wrapped: bool, refused: bool
+    state: PoolState, whole: Completion, chat: ChatCall, compiled: Compiled, *, refused: bool
 ) -> Completion:
     """`whole` as the caller gets it, if it obeys; whether it does is remembered."""
-    if chat.constraint is None:
+    if chat.constraint is None or (whole.tool_calls and not whole.text):
         return whole
     now = state.clock.monotonic()
     try:
-        done = judged(whole, chat, wrapped=wrapped, refused=refused)
+        done = judged(
+            whole, chat.constraint, wrapped=compiled.wrapped, thinks=compiled.thinks, refused=refused
+        )
     except ConstraintBroken as error:
         if error.kind == "constraint_broken":
             state.obedience.note(whole.llm, chat.constraint, obeyed=False, now=now)
         raise
     state.obedience.note(whole.llm, chat.constraint, obeyed=True, now=now)
     return done
-
-
-def _is_wrapped(backend: Backend, spec: LLMSpec, chat: ChatCall) -> bool:
-    """Whether the reply comes as `{"value": ...}`."""
-    assert chat.constraint is not None
-    tools = bool(chat.tools) and chat.tool_choice != "none"
-    return backend.constrain(spec, chat.constraint, tools=tools).wrapped
 
 
 def _thinking(spec: LLMSpec, chat: ChatCall) -> int | None:
@@ -339,21 +332,3 @@ def within(state: PoolState, limits: Limits, deadline: float | None) -> Limits:
     left = max(deadline - state.clock.monotonic(), 0.001)
     total = left if limits.total is None else min(limits.total, left)
     return msgspec.structs.replace(limits, total=total)
-
-
-def _open(
-    state: PoolState, entry: Entry, backend: Backend, request: HTTPRequest, limits: Limits
-) -> Flow[Exchange]:
-    """Send; a parameter the server refuses by name is dropped or renamed and the request sent once more."""
-    for last in (False, True):
-        exchange: Exchange = yield Send(request, limits)
-        if exchange.status == 200:
-            return exchange
-        body = yield from error_body(exchange)
-        mended = None
-        if exchange.status in (400, 422) and not last:
-            mended = backend.without_refused(request, body)
-        if mended is None:
-            raise refusal(state, entry, backend, exchange.status, exchange.headers, body)
-        request = mended
-    raise AssertionError("the second round returns or raises")

@@ -58,7 +58,7 @@ def embed(  # noqa: PLR0913 - everything that is said about one call
     entry: Entry,
     texts: Sequence[str],
     *,
-    spaces: Spaces,
+    spaces: Spaces | None = None,
     asked: str | None = None,
     truncate: bool = False,
     seconds: float | None = None,
@@ -69,7 +69,7 @@ def embed(  # noqa: PLR0913 - everything that is said about one call
         state: The pool's state.
         entry: The embedding.
         texts: What to embed; none may be empty.
-        spaces: Who may take over, and what is to be proved first.
+        spaces: Who may take over, and what is to be proved first; None = nobody, nothing.
         asked: The name or tag it was chosen by; None = neither. Of one that was named nobody takes over.
         truncate: Cut a text that is too long to the model's limit, by the server's own tokens.
         seconds: Longest the whole call may take; None = the entry's own limit an exchange.
@@ -89,6 +89,7 @@ def embed(  # noqa: PLR0913 - everything that is said about one call
     if not texts:
         return Vectors()
     deadline = None if seconds is None else state.clock.monotonic() + seconds
+    spaces = spaces or Spaces(None, (), state.clock)
     others = [] if asked == entry.spec.name else spaces.others(entry)
     limit = entry.context(state.known(entry)) if truncate else None
     if limit is not None:  # a text that is cut elsewhere is another text

@@ -11,7 +11,6 @@ from maxwell.calls.effects import Flow
 from maxwell.calls.embed import embed
 from maxwell.calls.entries import Entry
 from maxwell.calls.select import choose_embedding
-from maxwell.calls.spaces import Spaces
 from maxwell.calls.state import PoolState
 from maxwell.errors import MaxwellError
 from maxwell.registry.lock import CANARIES, LockedEmbedding, locked
@@ -50,11 +49,11 @@ def embed_canaries(
 def _canaries(state: PoolState, entry: Entry, texts: Sequence[str]) -> Flow[Canaries]:
     spec, name = entry.spec, entry.spec.name
     assert isinstance(spec, EmbeddingSpec)
-    unlocked = Spaces(None, (), state.clock)  # whatever was recorded before
     made = datetime.fromtimestamp(state.clock.time(), UTC).isoformat(timespec="seconds")
     try:
         yield from choose_embedding(state, name)
-        vectors = yield from embed(state, entry, texts, spaces=unlocked, asked=name)
+        # Without `spaces`: whatever was recorded before.
+        vectors = yield from embed(state, entry, texts, asked=name)
         return Canaries(name, locked(spec, vectors, made))
     except (MaxwellError, ValueError) as error:
         return Canaries(name, problem=str(error).removeprefix(f"{name}: "))

@@ -31,6 +31,7 @@ class Reply:
         last: When the latest of it came.
         held: Seconds for which whoever reads the text as it comes kept the next piece from being taken in.
         timings: llama.cpp's own measurement.
+        opened: Whether the server took the request in.
         refused: Whether the model refused in words that the server marks as such.
     """
 
@@ -45,6 +46,7 @@ class Reply:
         self.last: float | None = None
         self.held = 0.0
         self.timings: wire.WireTimings | None = None
+        self.opened = False
         self.refused = False
         self._text: list[str] = []
         self._reasoning: list[str] = []

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from maxwell.errors import ConstraintBroken, ReplyCutOff
-from maxwell.types import ChatCall, Completion
+from maxwell.types import Completion, Constraint
 
 
-def judged(done: Completion, chat: ChatCall, *, wrapped: bool, refused: bool) -> Completion:
+def judged(
+    done: Completion,
+    constraint: Constraint,
+    *,
+    wrapped: bool = False,
+    thinks: bool = True,
+    refused: bool = False,
+) -> Completion:
     """`done` if it obeys, taken out of its wrapping.
-
-    A reply that calls tools has no text to judge.
 
     Args:
         done: The reply.
-        chat: What was asked.
+        constraint: What it must obey.
         wrapped: Whether the server was asked for `{"value": ...}`, of which only the value is the reply.
+        thinks: Whether the model might think before it wrote. Where it might not, some servers take what it
+            wrote for its thinking.
         refused: Whether the model refused in words of its own.
 
     Raises:
         ReplyCutOff: The tokens ran out before it was complete.
-        ConstraintBroken: It does not obey, or the model refused (`kind` "content_policy").
+        ConstraintBroken: It does not obey; `kind` is "content_policy" where the model refused or a filter
+            cut it off.
     """
-    constraint = chat.constraint
-    if constraint is None or (done.tool_calls and not done.text):
-        return done
     if refused:
         said = " ".join(done.text.split())[:200]
         raise ConstraintBroken(f'the model refused, "{said}"', done, kind="content_policy")
@@ -35,21 +38,32 @@ def judged(done: Completion, chat: ChatCall, *, wrapped: bool, refused: bool) ->
         raise ReplyCutOff(done)
     from maxwell.constraints import violation  # heavy, and few calls have one
 
-    if wrapped:
-        value = _unwrapped(done)
-        text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-        done = msgspec.structs.replace(done, text=text)
-    broken = violation(constraint, done.text)
+    if not thinks and not done.text and done.reasoning:
+        done = msgspec.structs.replace(done, text=done.reasoning, reasoning="")
+    broken = violation(_wrapping(constraint), done.text) if wrapped else ""
+    if wrapped and not broken:
+        done = _unwrapped(done, constraint)
+    broken = broken or violation(constraint, done.text)
+    if broken and done.finish_reason == "content_filter":
+        why = f"the server's content filter ended it; {broken}"
+        raise ConstraintBroken(why, done, kind="content_policy")
     if broken:
         raise ConstraintBroken(broken, done)
     return done
 
 
-def _unwrapped(done: Completion) -> Any:
+def _wrapping(constraint: Constraint) -> Constraint:
+    """What the server was asked for, as far as it wraps: the value is judged when it is out of it."""
+    value = {} if constraint.kind == "json_schema" else {"type": "string"}
+    schema = {"type": "object", "properties": {"value": value}, "required": ["value"]}
+    return Constraint("json_schema", {**schema, "additionalProperties": False})
+
+
+def _unwrapped(done: Completion, constraint: Constraint) -> Completion:
+    """`done` with the value alone: JSON as it was written, or the text itself where no JSON is asked for."""
     try:
-        reply = msgspec.json.decode(done.text)
-    except msgspec.DecodeError as error:
-        raise ConstraintBroken(f"it is not JSON ({error})", done) from None
-    if not isinstance(reply, dict) or set(reply) != {"value"}:
-        raise ConstraintBroken('it is not {"value": ...}, which the server was asked for', done)
-    return reply["value"]
+        raw: msgspec.Raw = msgspec.json.decode(done.text, type=dict[str, msgspec.Raw])["value"]
+        text: str = bytes(raw).decode() if constraint.kind == "json_schema" else msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:  # half a character, or endless nesting
+        raise ConstraintBroken(f"it is not JSON: {error}", done) from None
+    return msgspec.structs.replace(done, text=text)

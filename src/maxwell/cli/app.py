@@ -34,7 +34,7 @@ _COMMANDS = {
     "rerank": ("rerank_command:rerank", "Order documents by how well they answer a query."),
     "tokens": ("tokens_command:tokens", "Count a prompt's tokens, and how much of the context they take."),
     "map": ("map_command:map_", "Ask the whole pool many prompts, one a line."),
-    "list": ("list_command:list_", "Show every LLM and embedding: health, speed, price, budget left."),
+    "list": ("list_command:list_", "Show every LLM, embedding and reranker: health, speed, budget left."),
     "bench": ("bench_command:bench", "Measure how fast LLMs are, and correct the registry."),
     "explain": ("explain_command:explain", "Show who would be chosen and why, without calling anybody."),
     "usage": ("usage_command:usage", "Show what every entry used today and what is left of its budget."),
@@ -61,7 +61,7 @@ Exit codes:
   1    the call or the check failed
   2    wrong usage
   3    the registry is missing or wrong
-  4    no LLM or embedding may be chosen
+  4    no LLM, embedding or reranker may be chosen
   5    the daily budget has no room, or the ledger cannot be kept
   130  interrupted by Ctrl-C
   141  nobody reads the output any more
@@ -248,8 +248,8 @@ def _silence() -> None:
 def cli(ctx: click.Context) -> None:
     """Which of my language models should do this, right now?
 
-    Maxwell reads one registry file of LLMs and embeddings. For each request the one that fits, is up, is
-    within its budget and scores best is called.
+    Maxwell reads one registry file of LLMs, embeddings and rerankers. For each request the one that fits, is
+    up, is within its budget and scores best is called.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

@@ -48,7 +48,7 @@ def rerank(  # noqa: PLR0913 - click hands over each option by itself
     as_json: bool,
     registry: str | None,
 ) -> None:
-    """Order documents by how well they answer QUERY, best first.
+    """Order documents by how well they answer a query, best first.
 
     Without DOCUMENT each line of stdin is one. All are scored by one server; its scores can be compared with
     each other, not with another server's. PLACE counts from 0.

@@ -268,7 +268,8 @@ def _written(expr: Expr) -> str:
     match expr:
         case Chars(ranges):
             single = len(ranges) == 1 and ranges[0][0] == ranges[0][1]
-            return _char(ranges[0][0], _SPECIAL) if single else _set(expr)
+            char = _char(ranges[0][0], _SPECIAL) if single else ""
+            return char if char and not char.startswith(("\\u", "\\U")) else _set(expr)
         case Seq(items):
             return "".join(f"({_written(i)})" if isinstance(i, Alt) else _written(i) for i in items)
         case Alt(options):
@@ -294,8 +295,9 @@ def _set(some: Chars) -> str:
         return "([^a]|a)"  # "." is without the newline for some servers and with it for others
     negated = some.ranges[-1][1] == LAST
     ranges = complement(some).ranges if negated else some.ranges
-    inside = "".join(_span(low, high) for low, high in ranges)
-    return f"[{'^' if negated else ''}{inside}]"
+    # What is escaped stands last: xgrammar forgets the escape of a first ^, and reads on after a number.
+    spans = sorted((_span(low, high) for low, high in ranges), key=lambda span: "\\" in span)
+    return f"[{'^' if negated else ''}{''.join(spans)}]"
 
 
 def _span(low: int, high: int) -> str:

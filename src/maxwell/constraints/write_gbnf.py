@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 from maxwell.constraints.expressions import ANY, LAST, Alt, Chars, Expr, Ref, Repeat, Rules, Seq, complement
 from maxwell.constraints.unhonoured import Unhonoured
 
 _BLOCK = 64  # a repeat of more than `_PLAIN` is written as one of blocks of this many
 _PLAIN = 900
 _MOST = _BLOCK * _PLAIN
-
-# Some readers take all hexadecimal digits that follow \x, so none may: in a set, \x stands last.
-_HEX_ENDS = re.compile(r"\\x[0-9A-F]{2}$")
 
 _NAMED = {0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t", 0x5C: "\\\\", 0x22: '\\"'}
 
@@ -54,15 +49,13 @@ class _Writer:
         literal = ""
         for item in items:
             code = _single(item)
-            if literal and (code is None or _HEX_ENDS.search(literal)):
+            if code is not None and not _is_control(code):
+                literal += _escaped(code, "")
+                continue
+            if literal:
                 parts.append(f'"{literal}"')
                 literal = ""
-            if code is not None:
-                literal += _escaped(code, "")
-            elif isinstance(item, Alt):
-                parts.append(f"({self._written(item)})")
-            else:
-                parts.append(self._written(item))
+            parts.append(f"({self._written(item)})" if isinstance(item, Alt) else self._written(item))
         if literal or not parts:
             parts.append(f'"{literal}"')
         return " ".join(parts)
@@ -116,10 +109,11 @@ def _single(expr: Expr) -> int | None:
 def class_text(some: Chars) -> str:
     """A set of characters: a literal, `[...]` or `[^...]`."""
     code = _single(some)
-    if code is not None:
+    if code is not None and not _is_control(code):
         return f'"{_escaped(code, "")}"'
     negated = some.ranges[-1][1] == LAST and some != ANY
     ranges = complement(some).ranges if negated else some.ranges
+    # Last what is written with \x, as some readers take all hexadecimal digits that follow.
     spans = sorted((_span(low, high) for low, high in ranges), key=lambda span: "\\x" in span)
     return f"[{'^' if negated else ''}{''.join(spans)}]"
 
@@ -127,6 +121,11 @@ def class_text(some: Chars) -> str:
 def _span(low: int, high: int) -> str:
     first, last = _escaped(low, "[]^-"), _escaped(high, "[]^-")
     return first if low == high else f"{first}-{last}"
+
+
+def _is_control(code: int) -> bool:
+    """Whether it needs \\x, which not all readers know between quotes."""
+    return code not in _NAMED and (code < 0x20 or code == 0x7F)
 
 
 def _escaped(code: int, special: str) -> str:

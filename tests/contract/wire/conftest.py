@@ -1,7 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
-pytest.register_assert_rewrite("wire.topics")
+pytest.register_assert_rewrite("wire.topics")  # before it is imported
 
-from wire.fixtures import *  # noqa: E402, F403 - the module has to be registered first
+from wire.fixtures import meeting, pytest_generate_tests  # noqa: E402
+from wire.llamacpp_world import Llamas  # noqa: E402
+
+__all__ = ["llamas", "meeting", "pytest_generate_tests"]
+
+
+@pytest.fixture(scope="session")
+def llamas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Llamas]:
+    servers = Llamas(tmp_path_factory.mktemp("llamas"))
+    yield servers
+    servers.close()

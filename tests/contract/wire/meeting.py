@@ -4,9 +4,10 @@ A world says for every topic either what is to be found there (`expects`) or why
 (`lacks`). The tests are in `topics`, one function a topic, and whoever collects them names the worlds:
 
     from wire.fixtures import *
-    from wire.topics import *
+    from wire.topics import asked_of
 
     WORLDS = [World("vllm", open_server, expects={"found_up": {"family": "vllm", ...}}, lacks={...})]
+    globals().update(asked_of(WORLDS))
 """
 
 from __future__ import annotations
@@ -87,11 +88,12 @@ class Meeting:
         Args:
             kind: "llm", "embedding" or "reranker".
             key: Which key is sent; None = the right one.
-            **fields: Of the entry.
+            **fields: Of the entry; "context" is what it declares.
         """
         server = self.server
         entry: dict[str, Any] = {"name": NAME, "api_base": server.url, "model": server.model}
-        entry |= {"backend": server.backend, **_of_kind(kind, server), **fields}
+        entry |= {"backend": server.backend, **_of_kind(kind, server, fields.pop("context", server.context))}
+        entry |= fields
         key = server.key if key is None else key
         if server.key:
             entry["api_key_env"] = KEY_ENV
@@ -112,10 +114,11 @@ class Meeting:
         return sum(one.endswith(path) for one in self.server.asked())
 
 
-def _of_kind(kind: str, server: Server) -> dict[str, Any]:
+def _of_kind(kind: str, server: Server, context: int) -> dict[str, Any]:
     if kind == "embedding":
-        return {"dimension": server.dimension, "max_context": server.context}
+        return {"dimension": server.dimension, "max_context": context}
     if kind == "reranker":
-        return {"max_context": server.context}
-    capabilities = {"max_tokens": 64, "max_context": server.context, "speed_tokens_per_sec": 100.0}
-    return {"default_temperature": 0.7, "capabilities": {**capabilities, "tools": True, "vision": True}}
+        return {"max_context": context}
+    capabilities = {"max_tokens": 64, "max_context": context, "speed_tokens_per_sec": 100.0}
+    capabilities |= {"tools": True, "vision": True}  # as somebody may declare who does not know better
+    return {"default_temperature": 0.7, "capabilities": capabilities}
