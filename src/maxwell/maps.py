@@ -17,7 +17,15 @@ from collections.abc import (
 from typing import Any, TypedDict
 
 from maxwell.calls.mapped import Asked, Mapped, Plan
-from maxwell.requirements import CONSTRAINTS, Needs, chat_call, features_of, prompt_messages, requirements
+from maxwell.requirements import (
+    CONSTRAINTS,
+    Needs,
+    as_pictures,
+    chat_call,
+    features_of,
+    prompt_messages,
+    requirements,
+)
 from maxwell.types import Message, ReasoningEffort, Tier
 
 __all__ = ["AsyncMapResults", "Item", "MapOptions", "MapResults", "Mapped", "Progress", "planned"]
@@ -147,6 +155,8 @@ def planned(
     if progress is not None and not callable(progress):
         raise TypeError(f"progress must be a function of (done, failed, total), not {progress!r}")
     common = dict(options)
+    if common.get("images") is not None:
+        common["images"] = as_pictures(common["images"])
     usual = asked("any", common)  # what is wrong with the options is wrong before the first item
     constraint = usual.chat.constraint
     choices = constraint.value if constraint is not None and constraint.kind == "choices" else None

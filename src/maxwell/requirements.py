@@ -199,11 +199,19 @@ def prompt_messages(
     check_prompt(prompt)
     messages = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
     content: Any = prompt
-    if images:
+    pictures = () if images is None else as_pictures(images)
+    if pictures:
         from maxwell.images import image_part
 
-        content = [*map(image_part, images), {"type": "text", "text": prompt}]
+        content = [*map(image_part, pictures), {"type": "text", "text": prompt}]
     return [*messages, {"role": "user", "content": content}]
+
+
+def as_pictures(images: Any) -> Sequence[Any]:
+    """Several pictures, which can be gone through more than once. Raises TypeError for a single one."""
+    if isinstance(images, str | bytes | bytearray | memoryview | Mapping) or not isinstance(images, Iterable):
+        raise TypeError(f"images must be a list of pictures, not {type(images).__name__}; put it in a list")
+    return images if isinstance(images, list | tuple) else tuple(images)
 
 
 def chat_call(messages: list[Message], options: Mapping[str, Any]) -> ChatCall:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from msgspec import Struct, field
+from msgspec import Struct, field, json
+from msgspec.structs import force_setattr
 
 BackendName = Literal["llamacpp", "vllm", "openai"]
 Tier = Literal["free", "standard", "premium"]
@@ -51,18 +52,29 @@ class Requirements(Struct, frozen=True, kw_only=True):
     time_cost_weight: float = 1.0
 
 
-class Constraint(Struct, frozen=True):
+class Constraint(Struct, frozen=True, eq=False):
     """What a reply's text must obey. Made by `constraints.constraint_of`, which checks it.
 
     Attributes:
         kind: Which of the four.
-        value: "json_schema": a JSON Schema (dict), "grammar": GBNF with a rule `root` (str), "choices": two
-            or more different texts (tuple of str), of which the reply is exactly one, "regex": a regular
+        value: "json_schema": a JSON Schema (dict), "grammar": GBNF with a rule `root` (str), "choices":
+            different texts (tuple of str), of which the reply is exactly one, "regex": a regular
             expression (str) that matches the whole reply.
     """
 
     kind: ConstraintKind
     value: Any
+    key: bytes = b""  # the value encoded, so that what is compiled once can be found again
+
+    def __post_init__(self) -> None:
+        if not self.key:
+            force_setattr(self, "key", json.encode(self.value))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Constraint) and (self.kind, self.key) == (other.kind, other.key)
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.key))
 
 
 class Features(Struct, frozen=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,13 @@ def test_every_family_ranks_alike(
     assert [one.index for one in ranked] == [2, 0, 1, 4, 3]  # of equal ones the earlier first
     assert [one.document for one in ranked] == [DOCUMENTS[one.index] for one in ranked]
     assert [round(one.score, 3) for one in ranked] == [1.0, 0.333, 0.333, 0.333, 0.0]
+
+
+def test_the_fake_speaks_the_short_form_of_tei_too(server: FakeServer) -> None:
+    body = json.dumps({"query": QUERY, "texts": DOCUMENTS[:3], "top_n": 2}).encode()
+    request = urllib.request.Request(f"{server.url}/rerank", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=SOON) as reply:
+        assert [one["index"] for one in json.load(reply)] == [2, 0]
 
 
 def test_top_n_cuts_the_result(server: FakeServer, tmp_path: Path) -> None:

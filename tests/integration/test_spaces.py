@@ -154,6 +154,20 @@ def test_a_spent_budget_is_taken_over_from(serve: Callable[..., FakeServer], loc
             pool.get_embedding("a").embed("x" * 2400)
 
 
+def test_a_text_that_is_cut_is_cut_alike_everywhere(serve: Callable[..., FakeServer], locked: Locked) -> None:
+    one, shorter, longer = serve(context=64), serve(context=48), serve("vllm", context=128)
+    path = locked(tagged(one, "a"), tagged(shorter, "b"), tagged(longer, "c"))
+    with LLMPool.from_registry(path) as pool:
+        embedding = pool.get_embedding()
+        before = embedding.embed_many(["word " * 200, "x"], truncate=True)
+        one.fail(faults.Unauthorized(), times=None)
+        after = embedding.embed_many(["word " * 200, "x"], truncate=True)
+        assert (before.llms, after.llms) == (("a",), ("c",))
+        assert after == before
+        shorter.fail(faults.ServerError())
+        assert embedding.embed_many(["x"]).llms == ("c",)  # which need not cut anything
+
+
 def test_when_all_fail_each_is_named(serve: Callable[..., FakeServer], locked: Locked) -> None:
     one, other = serve(), serve()
     with LLMPool.from_registry(locked(tagged(one, "a"), tagged(other, "b"))) as pool:

@@ -131,6 +131,13 @@ def test_whole_numbers_between_bounds_are_exact(bounds: tuple[int, int]) -> None
     assert not fits(grammar, "-0")
 
 
+def test_an_exclusive_bound_is_not_met_by_a_fraction_of_nothing() -> None:
+    above = gbnf_of_schema({"type": "number", "exclusiveMinimum": 0})
+    below = gbnf_of_schema({"type": "number", "exclusiveMaximum": 0})
+    assert [text for text in ("0", "0.0", "-0.0", "0.5", "-0.5") if fits(above, text)] == ["0.5"]
+    assert [text for text in ("0", "0.0", "-0.0", "0.5", "-0.5") if fits(below, text)] == ["-0.5"]
+
+
 @pytest.mark.parametrize(
     ("schema", "path"),
     [

@@ -1,4 +1,4 @@
-"""Where each family's routes lie, how it takes a key, and by what it is known. The rows are in docs/wire.md."""
+"""Where each family's routes lie, how it takes a key, and by what it is known. Rows: docs/wire.md."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from calling import make_registry
 from maxwell.backends import Backend, get_backend
 from maxwell.backends.listing import read_models, read_version
 from maxwell.registry.endpoints import key_problem, openai_url, root
-from maxwell.registry.specs import LLMSpec
+from maxwell.registry.specs import LLMSpec, Registry
 from maxwell.types import ChatCall, HTTPRequest
 
 KEY = "sk-canary-4711"
@@ -33,8 +33,8 @@ def every_request(backend: Backend, key: str | None = KEY) -> dict[str, HTTPRequ
     """What a server of this family may be sent, by its path."""
     probes = backend.probes(BASE, key)
     made = [
-        backend.chat(llm(), CALL, key), backend.tokenize(llm(), "a", key), backend.detokenize(llm(), [1], key),
-        backend.count_chat(llm(), CALL, key),
+        backend.chat(llm(), CALL, key), backend.count_chat(llm(), CALL, key),
+        backend.tokenize(llm(), "a", key), backend.detokenize(llm(), [1], key),
         probes.health, probes.models, probes.models_at_root, probes.info, probes.props, probes.load,
     ]  # fmt: skip
     return {request.url.removeprefix(BASE): request for request in made if request is not None}
@@ -107,13 +107,13 @@ def test_vllm_gets_the_key_at_the_root_too_where_it_asks_for_none() -> None:
 
 def test_openai_asks_for_a_key_everywhere_so_without_one_it_is_not_called() -> None:
     spec = llm("https://api.openai.com")
-    registry = make_registry()
+    registry = Registry()
     assert key_problem(spec, registry, {}) == "environment variable OPENAI_API_KEY is not set"
     assert key_problem(spec, registry, {"OPENAI_API_KEY": KEY}) is None
 
 
 def test_ollama_needs_no_key() -> None:
-    assert key_problem(llm("http://box:11434"), make_registry(), {}) is None
+    assert key_problem(llm("http://box:11434"), Registry(), {}) is None
     assert all("authorization" not in request.headers for request in every_request(OLLAMA, None).values())
 
 

@@ -7,6 +7,7 @@ does besides chat is in `services`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import msgspec
@@ -147,7 +148,9 @@ class Backend(Services):
                 f"{spec.name}: the call's constraint and {rival!r} cannot both be obeyed; drop one"
             )
         tools = bool(call.tools) and call.tool_choice != "none"
-        compiled = self.constrain(spec, call.constraint, tools=tools)
+        compiled = _constrained(self, spec, call.constraint, tools)
+        if isinstance(compiled, str):
+            raise Unhonoured(compiled)
         if not compiled.thinks and call.reasoning_effort not in (None, "none"):
             raise Unhonoured(self._holds_thinking())
         return compiled
@@ -160,12 +163,10 @@ class Backend(Services):
         if self.no_links and features.image_links:
             return self.no_links
         if features.constraint is not None:
-            try:
-                compiled = self.constrain(
-                    spec, features.constraint, tools=features.tools and choice != "none"
-                )
-            except Unhonoured as error:
-                return str(error)
+            tools = features.tools and choice != "none"
+            compiled = _constrained(self, spec, features.constraint, tools)
+            if isinstance(compiled, str):
+                return compiled
             if features.thinking and not compiled.thinks:
                 return self._holds_thinking()
         return ""
@@ -179,6 +180,15 @@ class Backend(Services):
             f"a {self.family} server holds thinking itself to this constraint; leave reasoning_effort out, "
             "or use a JSON schema without unusual keywords"
         )
+
+
+@lru_cache(maxsize=256)
+def _constrained(backend: Backend, spec: LLMSpec, constraint: Constraint, tools: bool) -> Compiled | str:
+    """What `constrain` gives, or why it cannot: every choice asks each entry, and calls are many."""
+    try:
+        return backend.constrain(spec, constraint, tools=tools)
+    except Unhonoured as error:
+        return str(error)
 
 
 def thinking_switch(effort: str) -> dict[str, Any]:

@@ -69,7 +69,9 @@ class LlamaCppBackend(LlamaCppServices, Backend):
         return Compiled({"response_format": {"type": "json_schema", "json_schema": described}})
 
     def cannot(self, spec: LLMSpec, features: Features) -> str:
-        """Adds choices among tools that it does not know."""
+        """Adds choices among tools that it does not know, and pictures that it cannot read."""
+        if features.webp:
+            return "llama.cpp reads no WEBP pictures; send them as PNG or JPEG"
         choice = features.tool_choice
         if isinstance(choice, dict) and _chosen(choice) is None:
             return f"llama.cpp knows no tool_choice of type {choice.get('type')!r}"

@@ -87,8 +87,9 @@ def attempt(state: PoolState, place: Place, task: Task) -> Flow[Completion]:
     assert isinstance(spec, LLMSpec)
     backend = entry.backend(state.known(entry))
     _check_possible(state, entry, task.features)
-    likely, cap, thinking = yield from _sizes(state, place, backend, task)
     compiled = backend.compiled(spec, chat)
+    thinking = _thinking(spec, chat) if compiled.thinks else 0
+    likely, cap = yield from _sizes(state, place, backend, task, thinking or 0)
     account = Account(state, spec, task.record)
     now = state.clock.monotonic
     reply = Reply(spec, likely, now(), task.record.id)
@@ -97,7 +98,8 @@ def attempt(state: PoolState, place: Place, task: Task) -> Flow[Completion]:
     cut = True
     try:
         yield from _reserve(state, entry, backend, task, account, cap)
-        capped = msgspec.structs.replace(chat, max_tokens=account.max_tokens, thinking_tokens=thinking)
+        room = None if thinking is None else _room(thinking, account.max_tokens, _reply_tokens(spec, task))
+        capped = msgspec.structs.replace(chat, max_tokens=account.max_tokens, thinking_tokens=room)
         request = backend.chat(spec, capped, entry.endpoint.key)
         yield from account.send()
         used = sent = True  # from here on the server may be working for us, whatever becomes of this call
@@ -301,23 +303,33 @@ def _thinking(spec: LLMSpec, chat: ChatCall) -> int | None:
     return spec.capabilities.thinking_tokens if chat.thinking_tokens is None else chat.thinking_tokens
 
 
-def _sizes(state: PoolState, place: Place, backend: Backend, task: Task) -> Flow[tuple[int, int, int | None]]:
-    """Likely prompt tokens, how many completion tokens to ask for, and how many of these are for thinking.
+def _reply_tokens(spec: LLMSpec, task: Task) -> int:
+    """Most tokens of the reply itself, thinking left aside."""
+    return task.chat.max_tokens or task.most or spec.capabilities.max_tokens
+
+
+def _room(thinking: int, cap: int, reply: int) -> int:
+    """How many of `cap` completion tokens are for thinking: where they are too few for both, half of them."""
+    return min(thinking, max(cap - reply, cap // 2))
+
+
+def _sizes(
+    state: PoolState, place: Place, backend: Backend, task: Task, thinking: int
+) -> Flow[tuple[int, int]]:
+    """Likely prompt tokens, and how many completion tokens to ask for, `thinking` of them for thinking.
 
     The caller's word counts, within the model's cap and context. Where the context leaves less than that,
     the server is asked to count the prompt: an estimate must not cut a reply short.
     """
     candidate = place.candidate
-    most = candidate.spec.capabilities.max_tokens
-    thinking = _thinking(candidate.spec, task.chat)
-    wanted = min((task.chat.max_tokens or task.most or most) + (thinking or 0), most)
+    spec = candidate.spec
+    wanted = min(_reply_tokens(spec, task) + thinking, spec.capabilities.max_tokens)
     likely = task.size.estimate(task.bytes_per_token or candidate.bytes_per_token)
     if likely + wanted > candidate.context:
         limits = within(state, COUNT_LIMITS, task.deadline)
         counted = yield from chat_tokens(place.entry, backend, task.chat, limits)
         likely = likely if counted is None else counted
-    cap = min(wanted, max(candidate.context - likely, LEAST_COMPLETION))
-    return likely, cap, None if thinking is None else min(thinking, cap // 2)
+    return likely, min(wanted, max(candidate.context - likely, LEAST_COMPLETION))
 
 
 def limits_for(state: PoolState, spec: Spec, deadline: float | None) -> Limits:

@@ -56,4 +56,5 @@ def _canaries(state: PoolState, entry: Entry, texts: Sequence[str]) -> Flow[Cana
         vectors = yield from embed(state, entry, texts, asked=name)
         return Canaries(name, locked(spec, vectors, made))
     except (MaxwellError, ValueError) as error:
-        return Canaries(name, problem=str(error).removeprefix(f"{name}: "))
+        words = str(error).removeprefix("no embedding can be chosen: ").removeprefix(f"{name}: ")
+        return Canaries(name, problem=words)

@@ -27,13 +27,17 @@ def parsing(state: PoolState, call: Call, read: Callable[[str], V]) -> Flow[tupl
 
     Raises as `chat` does.
     """
+    now, began = state.clock.monotonic, state.clock.monotonic()
     try:
         done = yield from chat(state, call)
         return done, _read(done, read)
     except ConstraintBroken as error:
-        if not call.repair or error.kind in FINAL:
+        left = None if call.seconds is None else call.seconds - (now() - began)
+        # A conversation in which a call has no result is refused.
+        is_over = error.kind in FINAL or error.completion.tool_calls or (left is not None and left <= 0)
+        if not call.repair or is_over:
             raise
-        call = _mended(call, error)
+        call = replace(_mended(call, error), seconds=left)
     done = yield from chat(state, call)
     return done, _read(done, read)
 

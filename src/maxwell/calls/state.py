@@ -233,10 +233,13 @@ class PoolState:
     def _with_cannot(self, candidate: Candidate, features: Features) -> Candidate:
         entry = self.llm(candidate.spec.name)
         words = entry.cannot(features, self.known(entry))
-        if not words and features.constraint is not None:
-            now = self.clock.monotonic()
-            words = self.obedience.words(entry.spec.name, features.constraint, now)
-        return msgspec.structs.replace(candidate, cannot=words) if words else candidate
+        if words:
+            return msgspec.structs.replace(candidate, cannot=words)
+        if features.constraint is None or candidate.failing:
+            return candidate
+        ignored = self.obedience.words(entry.spec.name, features.constraint, self.clock.monotonic())
+        # It could: it is left out as one that fails is, while there is another one.
+        return msgspec.structs.replace(candidate, failing=True, detail=ignored) if ignored else candidate
 
     def note_read(self, candidate: Candidate, prefix: tuple[int, ...]) -> None:
         """Its server has read a prompt of that beginning."""

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.register_assert_rewrite("wire.topics")  # before it is imported
+for topics in ("constraints", "errors", "numbers", "replies", "servers"):
+    pytest.register_assert_rewrite(f"wire.about_{topics}")  # before they are imported
+pytest.register_assert_rewrite("wire.asking", "wire.topics")
 
 from wire.fixtures import meeting, pytest_generate_tests  # noqa: E402
 from wire.llamacpp_world import Llamas  # noqa: E402

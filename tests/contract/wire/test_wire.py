@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from wire.fake_worlds import WORLDS as FAKED
+from wire.llamacpp_world import WORLDS as REAL
+from wire.recorded_worlds import WORLDS as RECORDED
+from wire.recorded_worlds import played, recorded
 from wire.topics import asked_of
 
-from wire import fake_worlds, llamacpp_world, recorded_worlds
-
-WORLDS = [*recorded_worlds.WORLDS, *fake_worlds.WORLDS, *llamacpp_world.WORLDS]
+WORLDS = [*RECORDED, *FAKED, *REAL]
 globals().update(asked_of(WORLDS))
 
 
