@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from calling import SOON, count
+from calling import count
 
 from maxwell.errors import AllAttemptsFailed, BackendError, BudgetExceeded, InputTooLong, NoEligibleLM
 from maxwell.lm_pool import AsyncLLMPool, LLMPool
@@ -101,24 +100,12 @@ def test_a_call_may_be_made_by_two(serve: Callable[..., FakeServer], locked: Loc
     with LLMPool.from_registry(locked(tagged(one, "a"), tagged(other, "b"))) as pool:
         embedding = pool.get_embedding()
         whole = embedding.embed_many(texts)
-        one.fail(faults.ServerError(), times=None, path="/nowhere")
-        done = len(one.requests_to(EMBED))
-        stop_after(one, done + 1)
+        one.fail(faults.SlowFirstByte(0.0))  # that is: the first request succeeds
+        one.fail(faults.ServerError(), times=None)
         mixed = embedding.embed_many(texts)
     assert mixed == whole
     assert mixed.llms == ("a", "b")
     assert set(texts_of(other)) < set(texts)  # what the first had made was not made again
-
-
-def stop_after(server: FakeServer, number: int) -> None:
-    """Let the server fail once it has had so many requests for vectors."""
-
-    def watch() -> None:
-        while len(server.requests_to(EMBED)) < number:
-            server.wait_requests(len(server.requests) + 1, SOON)
-        server.fail(faults.ServerError(), times=None)
-
-    threading.Thread(target=watch).start()
 
 
 def test_the_async_twin_takes_over_too(serve: Callable[..., FakeServer], locked: Locked) -> None:
@@ -140,7 +127,7 @@ def test_a_hanging_server_leaves_time_for_the_other(serve: Callable[..., FakeSer
         embedding = pool.get_embedding()
         embedding.embed("Hello")
         one.fail(faults.SlowFirstByte(60.0), times=None)
-        assert embedding.embed_many(["Hello"], timeout=2.0).llms == ("b",)
+        assert embedding.embed_many(["Hello"], timeout=4.0).llms == ("b",)
 
 
 def test_a_spent_budget_is_taken_over_from(serve: Callable[..., FakeServer], locked: Locked) -> None:

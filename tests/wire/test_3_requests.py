@@ -36,8 +36,8 @@ def llm(model: str = "m", api_base: str = "http://box", **capabilities: Any) -> 
 
 def body(backend: Backend, spec: LLMSpec | None = None, **fields: Any) -> dict[str, Any]:
     """What is sent for a call."""
-    call = ChatCall(**{"messages": HELLO, "max_tokens": 9} | fields)
-    sent: dict[str, Any] = msgspec.json.decode(backend.chat(spec or llm(), call, None).body)
+    given: dict[str, Any] = {"messages": HELLO, "max_tokens": 9} | fields
+    sent: dict[str, Any] = msgspec.json.decode(backend.chat(spec or llm(), ChatCall(**given), None).body)
     return sent
 
 

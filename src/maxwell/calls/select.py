@@ -107,7 +107,8 @@ def learn(
 
 def _can_begin(state: PoolState, entries: Sequence[Entry], request: Request) -> bool:
     """Whether one of them may be chosen by what is known now, and its server need not be waited for."""
-    return any(s.state not in PASSING for s in decide(state.candidates(entries), request).ranked)
+    candidates = state.candidates(entries, request=request)
+    return any(s.state not in PASSING for s in decide(candidates, request).ranked)
 
 
 def _ask(
@@ -150,9 +151,10 @@ def _ask(
 def _hopeful(state: PoolState, entries: Sequence[Entry], request: Request) -> list[Entry]:
     """Who could be chosen if every endpoint that must be asked were up, best first: only they need asking."""
     candidates = []
-    for entry, candidate in zip(entries, state.candidates(entries), strict=True):
+    for entry, candidate in zip(entries, state.candidates(entries, request=request), strict=True):
         if state.must_ask(entry) and candidate.blocked in (None, "model_missing"):
-            candidate = msgspec.structs.replace(candidate, state="up", blocked=None)
+            # What it can do depends on what its server says that it is.
+            candidate = msgspec.structs.replace(candidate, state="up", blocked=None, cannot="")
         candidates.append(candidate)
     return [state.llm(s.spec.name) for s in decide(candidates, request).ranked]
 
