@@ -25,6 +25,7 @@ TWINS = [
     (maxwell.LLMPool, maxwell.AsyncLLMPool),
     (maxwell.LLM, maxwell.AsyncLLM),
     (maxwell.Embedding, maxwell.AsyncEmbedding),
+    (maxwell.Reranker, maxwell.AsyncReranker),
     (maxwell.TextStream, maxwell.AsyncTextStream),
     (maxwell.MapResults, maxwell.AsyncMapResults),
 ]

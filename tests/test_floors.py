@@ -16,6 +16,7 @@ FLOORS = [
     ["__init__"],  # the package's own names, each loaded at first use
     ["lm_pool"],
     ["pools"],
+    ["pool_base"],
     ["handles", "vectors", "rerankers", "maps", "homes"],
     ["calls"],
     ["receipts"],

@@ -18,6 +18,7 @@ TWINS: list[tuple[type, type]] = [
     (maxwell.LLMPool, maxwell.AsyncLLMPool),
     (maxwell.LLM, maxwell.AsyncLLM),
     (maxwell.Embedding, maxwell.AsyncEmbedding),
+    (maxwell.Reranker, maxwell.AsyncReranker),
     (maxwell.TextStream, maxwell.AsyncTextStream),
     (maps.MapResults, maps.AsyncMapResults),
     (transport.SyncTransport, transport.AsyncTransport),

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         ToolStepsExceeded,
         UnknownName,
         UnknownReceipt,
+        VectorSpaceChanged,
     )
     from maxwell.handles import LLM, AsyncLLM, AsyncTextStream, TextStream
     from maxwell.images import image_part
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from maxwell.maps import AsyncMapResults, Mapped, MapResults
     from maxwell.rerankers import AsyncReranker, Ranked, Reranker
     from maxwell.types import Completion, PerformedCall, Timings, ToolCall, ToolRun, Usage
-    from maxwell.vectors import AsyncEmbedding, Embedding, VectorSpaceChanged
+    from maxwell.vectors import AsyncEmbedding, Embedding
 
 __all__ = [
     "LLM",
@@ -124,7 +125,7 @@ _HOMES = {
     "maps": ("AsyncMapResults", "MapResults", "Mapped"),
     "rerankers": ("AsyncReranker", "Ranked", "Reranker"),
     "types": ("Completion", "PerformedCall", "Timings", "ToolCall", "ToolRun", "Usage"),
-    "vectors": ("AsyncEmbedding", "Embedding", "VectorSpaceChanged"),
+    "vectors": ("AsyncEmbedding", "Embedding"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -19,6 +19,7 @@
     │   ├── CallTimeout        a limit ran out: connect, first byte, idle or total
     │   ├── StatusError        the server answered with an error
     │   ├── DecodeError        the server answered something that is not the protocol
+    │   ├── VectorSpaceChanged an embedding makes other vectors than the registry's lock records
     │   ├── ConstraintBroken   the reply is whole but does not obey the constraint; carries the completion
     │   └── StreamBroken       the reply broke off after content had begun; carries the partial completion
     └── AllAttemptsFailed      several servers were tried; carries each attempt's error
@@ -274,6 +275,18 @@ class StatusError(BackendError):
 
 class DecodeError(BackendError):
     """The server answered something that is not the protocol."""
+
+
+class VectorSpaceChanged(BackendError):
+    """An embedding makes other vectors than the registry's lock records for it: its model was swapped."""
+
+    def __init__(self, name: str, detail: str) -> None:
+        super().__init__(
+            f"makes other vectors than the registry's lock records ({detail}), so they cannot be compared "
+            "with earlier ones; serve the old model, or run `maxwell registry lock` and make the index anew",
+            llm=name,
+            kind="model_missing",
+        )
 
 
 class StreamBroken(BackendError):

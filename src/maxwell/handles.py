@@ -14,10 +14,18 @@ from maxwell.calls.state import PoolState
 from maxwell.decision import Decision
 from maxwell.errors import EmptyReply
 from maxwell.registry.specs import LLMSpec
-from maxwell.requirements import ChatOptions, PromptOptions, chat_call, check_prompt, prompt_messages
+from maxwell.requirements import (
+    ChatOptions,
+    CountOptions,
+    PromptOptions,
+    chat_call,
+    check_prompt,
+    prompt_messages,
+)
 from maxwell.types import Completion, Message, ToolRun
 
 if TYPE_CHECKING:
+    from maxwell.calls.token_count import TokenCount
     from maxwell.calls.transport import AsyncTransport, SyncTransport
 
 log = logging.getLogger("maxwell")
@@ -154,6 +162,12 @@ class _ChosenLLM:
         _, value = yield from parsing(self._state, call, known.decode)
         return value
 
+    def _count_flow(self, prompt: Prompt, options: CountOptions) -> Flow[TokenCount]:
+        from maxwell.calls.token_count import count  # few programs need it
+
+        messages, rest = _conversation(prompt, options)
+        return count(self._state, self._state.llm(self.name), messages, rest.get("tools"))
+
     def _tools_flow(
         self,
         prompt: Prompt,
@@ -194,7 +208,9 @@ class _ChosenLLM:
         )
 
 
-def _conversation(prompt: Prompt, options: PromptOptions) -> tuple[list[Message], dict[str, Any]]:
+def _conversation(
+    prompt: Prompt, options: PromptOptions | CountOptions
+) -> tuple[list[Message], dict[str, Any]]:
     """What is asked as messages, and the options that are left."""
     rest: dict[str, Any] = dict(options)
     system_prompt, images = rest.pop("system_prompt", None), rest.pop("images", None)
@@ -245,6 +261,13 @@ class LLM(_ChosenLLM):
             Otherwise as `generate` does.
         """
         return sync_driver.run(self._parse_flow(prompt, shape, options), self._transport)
+
+    def count_tokens(self, prompt: Prompt, **options: Unpack[CountOptions]) -> TokenCount:
+        """How many tokens a prompt or a conversation has for this LLM, as a call would send it.
+
+        Counted by its server where it can, else estimated; the result says which.
+        """
+        return sync_driver.run(self._count_flow(prompt, options), self._transport)
 
     def run_tools(
         self,
@@ -308,6 +331,12 @@ class AsyncLLM(_ChosenLLM):
         from maxwell.calls import async_driver
 
         return await async_driver.run(self._parse_flow(prompt, shape, options), self._transport)
+
+    async def count_tokens(self, prompt: Prompt, **options: Unpack[CountOptions]) -> TokenCount:
+        """How many tokens a prompt or a conversation has for this LLM. See `LLM.count_tokens`."""
+        from maxwell.calls import async_driver
+
+        return await async_driver.run(self._count_flow(prompt, options), self._transport)
 
     async def run_tools(
         self,

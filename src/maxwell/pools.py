@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import date, datetime
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
@@ -13,35 +11,24 @@ from maxwell.calls import sync_driver
 from maxwell.calls.benching import Bench, bench
 from maxwell.calls.benching import Progress as BenchProgress
 from maxwell.calls.effects import Flow, T
-from maxwell.calls.entries import Entry
 from maxwell.calls.locking import Canaries, embed_canaries
 from maxwell.calls.locking import Progress as LockProgress
 from maxwell.calls.mapping import mapping
-from maxwell.calls.retries import shared_budget
-from maxwell.calls.select import choose, choose_embedding, choose_reranker, insist
-from maxwell.calls.spaces import Spaces
-from maxwell.calls.state import PoolState
+from maxwell.calls.select import choose_embedding, choose_reranker, insist
 from maxwell.calls.status import Status, statuses
 from maxwell.calls.token_count import TokenCount, count_for_all
 from maxwell.calls.truth import Examined, examine
-from maxwell.clock import Clock, SystemClock
 from maxwell.decision import Decision
-from maxwell.errors import LedgerError
-from maxwell.explain import ways_out
 from maxwell.handles import LLM, AsyncLLM
-from maxwell.health import HealthBook
-from maxwell.homes import shared_ledger, shared_live
-from maxwell.ledger import Ledger, Used
 from maxwell.maps import PATIENCE, AsyncMapResults, Item, MapOptions, MapResults, Progress, planned
-from maxwell.receipts.book import ReceiptBook
-from maxwell.registry.endpoints import api_key
+from maxwell.pool_base import Pool
 from maxwell.registry.load import load
 from maxwell.registry.locate import find, maxwell_home
 from maxwell.registry.lock import CANARIES
-from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Registry, RerankerSpec, Spec
-from maxwell.requirements import Needs, request, requirements
+from maxwell.registry.specs import Registry
+from maxwell.requirements import Needs, requirements
 from maxwell.rerankers import AsyncReranker, Reranker
-from maxwell.types import Message, Requirements
+from maxwell.types import Message
 from maxwell.vectors import AsyncEmbedding, Embedding
 
 if TYPE_CHECKING:
@@ -50,125 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["AsyncLLMPool", "LLMPool", "shared_pool"]
 
 
-class _Pool:
-    """What the sync and the async pool share.
-
-    Args:
-        registry: The declared entries.
-        home: Directory of the ledger and the shared health states; default `~/.maxwell`.
-        clock: Tells the time.
-        environ: Where API keys are found; default the process's environment.
-        ledger: Where usage is booked; default SQLite in `home`. With another one no receipts are kept.
-        log_content: Whether receipts keep what was asked and answered; default whether the environment has
-            `MAXWELL_LOG_CONTENT=1`.
-    """
-
-    def __init__(
-        self,
-        registry: Registry,
-        *,
-        home: Path | None = None,
-        clock: Clock | None = None,
-        environ: Mapping[str, str] | None = None,
-        ledger: Ledger | None = None,
-        log_content: bool | None = None,
-    ) -> None:
-        environ = os.environ if environ is None else environ
-        home = maxwell_home(environ) if home is None else home
-        clock = clock or SystemClock()
-        if log_content is None:
-            log_content = environ.get("MAXWELL_LOG_CONTENT") == "1"
-        database = None
-        if ledger is None:
-            ledger = shared_ledger(home, clock)
-            database = ledger.database
-        self._live = live = shared_live(home, clock)
-        self._state = PoolState(
-            registry,
-            health=HealthBook(home / "health", clock),
-            ledger=ledger,
-            clock=clock,
-            environ=environ,
-            flights=live.flights,
-            speeds=live.speeds,
-            retries=shared_budget(home, clock),
-            receipts=ReceiptBook(
-                database, clock, log_content=log_content, secrets=_secrets(registry, environ)
-            ),
-        )
-        self._rerankers = [Entry(spec, i, registry, environ) for i, spec in enumerate(registry.rerankers)]
-        self._spaces = Spaces(registry.path, self._state.embeddings, clock)
-
-    @property
-    def registry(self) -> Registry:
-        """The registry in use."""
-        return self._state.registry
-
-    @property
-    def llms(self) -> tuple[LLMSpec, ...]:
-        """The declared LLMs, in registry order."""
-        return self._state.registry.llms
-
-    @property
-    def embeddings(self) -> tuple[EmbeddingSpec, ...]:
-        """The declared embeddings, in registry order."""
-        return self._state.registry.embeddings
-
-    @property
-    def rerankers(self) -> tuple[RerankerSpec, ...]:
-        """The declared rerankers, in registry order."""
-        return self._state.registry.rerankers
-
-    def is_outdated(self) -> bool:
-        """Whether the environment's keys, or the user's trust in the registry, may have changed since."""
-        return self._state.keys_changed() or not self.registry.trusted
-
-    @property
-    def ledger(self) -> Ledger:
-        """The books: reservations, and what was used on any day."""
-        return self._state.ledger
-
-    def today(self) -> date:
-        """The day that usage is booked on now, in the registry's `budget_timezone`."""
-        return self._state.today()
-
-    def resets_at(self) -> datetime:
-        """When the daily budgets start anew."""
-        return self._state.resets_at()
-
-    def usage(self) -> dict[str, Used]:
-        """What each entry used today, by name. Raises `LedgerError`."""
-        books = self._state.ledger.usage(self._state.today())
-        declared: list[Spec] = [*self.llms, *self.embeddings, *self.rerankers]
-        return {spec.name: books.get(spec.name, Used()) for spec in declared}
-
-    def ways_out(self, decision: Decision) -> list[str]:
-        """What would make something eligible, nearest first; empty when something is."""
-        entries = [self._state.llm(no.spec.name) for no in decision.rejected]
-        return ways_out(self._state.candidates(entries), decision)
-
-    def _close_books(self) -> None:
-        # What cannot be written now is tried again, and the end of the process says what was not. The calls
-        # that it was used for have succeeded.
-        with contextlib.suppress(LedgerError):
-            self._state.ledger.close()
-        with contextlib.suppress(LedgerError):
-            self._live.database.close()
-
-    def _counting(self, names: Sequence[str] | None) -> list[Entry]:
-        return self._state.llms if names is None else [self._state.llm(name) for name in names]
-
-    def _choose(self, name: str | None, needs: Requirements) -> Flow[Decision]:
-        return choose(self._state, request(needs), name=name, prompt=needs.prompt)
-
-
-def _secrets(registry: Registry, environ: Mapping[str, str]) -> set[str]:
-    """Every key that the registry's entries send."""
-    specs: list[Spec] = [*registry.llms, *registry.embeddings, *registry.rerankers]
-    return {key for spec in specs if (key := api_key(spec, registry, environ))}
-
-
-class LLMPool(_Pool):
+class LLMPool(Pool):
     """A registry with its health and books: chooses LLMs and embeddings, for use from any thread.
 
     Build it with `LLMPool.from_registry()`. `lm_pool.get_lm` and `lm_pool.get_embedding` use such a pool.
@@ -219,7 +88,7 @@ class LLMPool(_Pool):
 
         Raises as `get_embedding`.
         """
-        entry = self._run(choose_reranker(self._state, self._rerankers, name_or_tag))
+        entry = self._run(choose_reranker(self._state, name_or_tag))
         return Reranker(self._state, entry, self._transport, asked=name_or_tag)
 
     def count_tokens(
@@ -254,7 +123,7 @@ class LLMPool(_Pool):
 
     def health(self, *, refresh: bool = False) -> Sequence[Status]:
         """How every entry stands; asks those not asked in the last 30 seconds, or all when `refresh`."""
-        return self._run(statuses(self._state, self._rerankers, refresh=refresh))
+        return self._run(statuses(self._state, refresh=refresh))
 
     def examine(self) -> list[Examined]:
         """Compare every field that can be checked with what the servers are, asked now.
@@ -262,7 +131,7 @@ class LLMPool(_Pool):
         Each embedding that is up makes one vector of one short text, booked like any call; nothing else is
         generated.
         """
-        return self._run(examine(self._state, self._rerankers))
+        return self._run(examine(self._state))
 
     def map(
         self,
@@ -338,7 +207,7 @@ class LLMPool(_Pool):
         self.close()
 
 
-class AsyncLLMPool(_Pool):
+class AsyncLLMPool(Pool):
     """`LLMPool` for use in coroutines, from any event loop, one after another."""
 
     def __init__(self, registry: Registry, *, transport: AsyncTransport | None = None, **parts: Any) -> None:
@@ -366,7 +235,7 @@ class AsyncLLMPool(_Pool):
 
     async def get_reranker(self, name_or_tag: str | None = None) -> AsyncReranker:
         """The reranker of that name or tag. See `LLMPool.get_reranker`."""
-        entry = await self._run(choose_reranker(self._state, self._rerankers, name_or_tag))
+        entry = await self._run(choose_reranker(self._state, name_or_tag))
         return AsyncReranker(self._state, entry, self._transport, asked=name_or_tag)
 
     async def count_tokens(
@@ -391,11 +260,11 @@ class AsyncLLMPool(_Pool):
 
     async def health(self, *, refresh: bool = False) -> Sequence[Status]:
         """How every entry stands. See `LLMPool.health`."""
-        return await self._run(statuses(self._state, self._rerankers, refresh=refresh))
+        return await self._run(statuses(self._state, refresh=refresh))
 
     async def examine(self) -> list[Examined]:
         """Compare every field with what the servers are. See `LLMPool.examine`."""
-        return await self._run(examine(self._state, self._rerankers))
+        return await self._run(examine(self._state))
 
     def map(
         self,
@@ -441,7 +310,7 @@ class AsyncLLMPool(_Pool):
 
 
 # The pools behind `lm_pool`'s functions, by registry file; a file that changed gets a new one.
-_shared: dict[tuple[type[_Pool], Path, Path], tuple[tuple[int, int], Any]] = {}
+_shared: dict[tuple[type[Pool], Path, Path], tuple[tuple[int, int], Any]] = {}
 
 P = TypeVar("P", LLMPool, AsyncLLMPool)
 

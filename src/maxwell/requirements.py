@@ -81,6 +81,14 @@ class PromptOptions(ChatOptions, total=False):
     images: Sequence[Any] | None
 
 
+class CountOptions(TypedDict, total=False):
+    """What goes with a prompt whose tokens are counted; see `PromptOptions`."""
+
+    system_prompt: str | None
+    images: Sequence[Any] | None
+    tools: list[dict[str, Any]] | None
+
+
 # Body fields that decide what a call costs or how it is read; the books and the reader rely on them.
 _OURS_WHY = {
     "n": "one reply a call is accounted for",

@@ -9,7 +9,7 @@ from maxwell.calls import sync_driver
 from maxwell.calls.effects import Flow
 from maxwell.calls.embed import Vectors, embed
 from maxwell.calls.entries import Entry
-from maxwell.calls.spaces import Spaces, VectorSpaceChanged
+from maxwell.calls.spaces import Spaces
 from maxwell.calls.state import PoolState
 from maxwell.registry.specs import EmbeddingSpec
 from maxwell.requirements import check_timeout
@@ -17,7 +17,7 @@ from maxwell.requirements import check_timeout
 if TYPE_CHECKING:
     from maxwell.calls.transport import AsyncTransport, SyncTransport
 
-__all__ = ["AsyncEmbedding", "Embedding", "VectorSpaceChanged", "Vectors"]
+__all__ = ["AsyncEmbedding", "Embedding", "Vectors"]
 
 
 class _ChosenEmbedding:

@@ -55,6 +55,8 @@ def test_list_check_and_usage_show_rerankers(server: FakeServer, run: Run) -> No
     assert [(e["name"], e["kind"], e["verdict"]) for e in checked["entries"]] == [("r", "reranker", "ok")]
     (used,) = json.loads(run("usage", "--json").stdout)["entries"]
     assert (used["name"], used["kind"], used["calls"]) == ("r", "reranker", 1)
+    assert "a reranking call" in run("why").stdout
+    assert "no reranker was named" in run("why").stdout
     assert "Rerankers\n  r: " in run("registry", "show").stdout
     assert "1 reranker" in run("registry", "check").stdout
     (shown,) = json.loads(run("registry", "show", "--json").stdout)["rerankers"]

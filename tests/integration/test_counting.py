@@ -92,3 +92,14 @@ def test_all_are_counted_side_by_side_in_registry_order(fake_server: FakeServers
         assert [one.llm for one in pool.count_tokens("x", names=["l2"])] == ["l2"]
         with pytest.raises(UnknownName, match="l9"):
             pool.count_tokens("x", names=["l9"])
+
+
+def test_a_handle_counts_what_it_would_send(fake_server: FakeServers, tmp_path: Path) -> None:
+    server = fake_server()
+    with Calls(tmp_path, entry(server, "one")).pool() as pool:
+        lm = pool.get_lm()
+        counted = lm.count_tokens("Hello there", system_prompt="Be brief.")
+        said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello there"}]
+        done = lm.chat(said)
+    assert (counted.exact, counted.llm) == (True, "one")
+    assert counted.tokens == done.usage.prompt_tokens

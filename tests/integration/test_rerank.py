@@ -238,7 +238,8 @@ def test_the_call_leaves_a_receipt(server: FakeServer, write_registry: WriteRegi
         pool.get_reranker("r").rerank(QUERY, DOCUMENTS)
         receipt = pool._state.receipts.last()
     assert receipt is not None
-    assert (receipt.outcome, receipt.llm, receipt.messages) == ("ok", "r", 1 + len(DOCUMENTS))
+    assert (receipt.kind, receipt.outcome, receipt.llm) == ("rerank", "ok", "r")
+    assert receipt.messages == 1 + len(DOCUMENTS)
 
 
 # --- what goes wrong

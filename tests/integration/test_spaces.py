@@ -13,12 +13,18 @@ from typing import Any
 import pytest
 from calling import count
 
-from maxwell.errors import AllAttemptsFailed, BackendError, BudgetExceeded, InputTooLong, NoEligibleLM
+from maxwell.errors import (
+    AllAttemptsFailed,
+    BackendError,
+    BudgetExceeded,
+    InputTooLong,
+    NoEligibleLM,
+    VectorSpaceChanged,
+)
 from maxwell.lm_pool import AsyncLLMPool, LLMPool
 from maxwell.registry.lock import CANARIES, Lock, in_spaces, lock_file, read_lock, write_lock
 from maxwell.testing import FakeClock, FakeServer, faults
 from maxwell.testing.fixtures import FakeServers, WriteRegistry
-from maxwell.vectors import VectorSpaceChanged
 
 EMBED = "/v1/embeddings"
 DIMENSION = 16

@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 
-from maxwell.errors import InputTooLong, StatusError
+from maxwell.errors import InputTooLong, StatusError, VectorSpaceChanged
 from maxwell.ledger import Used
 from maxwell.lm_pool import AsyncLLMPool, LLMPool
 from maxwell.local.server import LocalServer
 from maxwell.local.tiny_models import write_embedding, write_reranker
 from maxwell.registry.lock import Lock, in_spaces, lock_file, write_lock
 from maxwell.testing.fixtures import WriteRegistry
-from maxwell.vectors import VectorSpaceChanged
 
 pytestmark = pytest.mark.real
 

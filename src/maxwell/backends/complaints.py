@@ -157,6 +157,7 @@ _NO_MODEL_TEXT = "|".join(
         r"\bserver is pinned to\b",  # transformers serve
         r"is not a valid model|invalid model|unknown model|no such model|model name is missing",
         r"no models? (?:is |are )?loaded",  # LM Studio
+        r"\bmodel is not (?:found|loaded|running)",  # llama.cpp's router
     )
 )
 _CANNOT_TEXT = "|".join(
@@ -168,6 +169,7 @@ _CANNOT_TEXT = "|".join(
         r"unexpected fields in the request|unrecognized request argument|extra inputs are not permitted",
         r"requires --|--tool-call-parser",  # vLLM started without what the request needs
         r"is not oai compatible|custom grammar constraints with tools",
+        r"schema is nested too deeply",  # vLLM, beyond 64 levels
         r"must be created with embedding=true|input should be 'text' or 'json_object'",  # llama-cpp-python
     )
 )

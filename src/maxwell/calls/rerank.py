@@ -72,7 +72,7 @@ def rerank(  # noqa: PLR0913 - everything that is said about one call
     if not documents:
         return []
     deadline = None if seconds is None else state.clock.monotonic() + seconds
-    with state.receipts.embed(asked, [query, *documents]) as record, record.attempt(entry.spec):
+    with state.receipts.rerank(asked, query, documents) as record, record.attempt(entry.spec):
         scores = yield from _scores(state, entry, query, documents, Task(record, deadline))
     ranked = sorted(range(len(documents)), key=lambda i: (-scores[i], i))
     return [Ranked(i, scores[i], documents[i]) for i in ranked[:top_n]]

@@ -217,12 +217,12 @@ def choose_embedding(state: PoolState, name_or_tag: str | None, spaces: Spaces |
     return (yield from _first_usable(state, entries, "embedding", name_or_tag, aside))
 
 
-def choose_reranker(state: PoolState, rerankers: Sequence[Entry], name_or_tag: str | None) -> Flow[Entry]:
+def choose_reranker(state: PoolState, name_or_tag: str | None) -> Flow[Entry]:
     """The reranker of that name, else the first usable one with that tag; None = tag "default", else any.
 
     Raises as `choose_embedding`.
     """
-    entries = _called(rerankers, "reranker", name_or_tag)
+    entries = _called(state.rerankers, "reranker", name_or_tag)
     return (yield from _first_usable(state, entries, "reranker", name_or_tag))
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from maxwell.calls.entries import Entry
 from maxwell.clock import Clock
-from maxwell.errors import BackendError, RegistryError
+from maxwell.errors import RegistryError, VectorSpaceChanged
 from maxwell.health import Health
 from maxwell.registry.lock import (
     LEAST_COSINE,
@@ -36,18 +36,6 @@ PROVEN_SECONDS = 600.0  # after which an entry is asked again; one request of a 
 REFUSED_SECONDS = 60.0  # for which an entry of the wrong vectors is not thought of as another's substitute
 
 _Stamp = tuple[int, int, int]
-
-
-class VectorSpaceChanged(BackendError):
-    """An embedding makes other vectors than the registry's lock records for it: its model was swapped."""
-
-    def __init__(self, name: str, detail: str) -> None:
-        super().__init__(
-            f"makes other vectors than the registry's lock records ({detail}), so they cannot be compared "
-            "with earlier ones; serve the old model, or run `maxwell registry lock` and make the index anew",
-            llm=name,
-            kind="model_missing",
-        )
 
 
 class _Proof(NamedTuple):

@@ -86,7 +86,8 @@ class PoolState:
         self.zone = zone(registry.budget_timezone)
         self.llms = [Entry(spec, i, registry, environ) for i, spec in enumerate(registry.llms)]
         self.embeddings = [Entry(spec, i, registry, environ) for i, spec in enumerate(registry.embeddings)]
-        self._by_name = {e.spec.name: e for e in (*self.llms, *self.embeddings)}
+        self.rerankers = [Entry(spec, i, registry, environ) for i, spec in enumerate(registry.rerankers)]
+        self._by_name = {e.spec.name: e for e in (*self.llms, *self.embeddings, *self.rerankers)}
         self.margins: dict[str, int] = {}
         self.told: set[str] = set()
         self._has_budgets = any(has_budget(e.spec) for e in self.llms)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -63,11 +62,9 @@ class Status(Struct, frozen=True, kw_only=True):
         return "down" if self.health is None or self.health.state == "unknown" else self.health.state
 
 
-def statuses(
-    state: PoolState, rerankers: Sequence[Entry] = (), *, refresh: bool = False
-) -> Flow[list[Status]]:
+def statuses(state: PoolState, *, refresh: bool = False) -> Flow[list[Status]]:
     """Every entry's status; asks the endpoints not asked in the last 30 seconds, or all when `refresh`."""
-    entries = [*state.llms, *state.embeddings, *rerankers]
+    entries = [*state.llms, *state.embeddings, *state.rerankers]
     ask = [e.endpoint for e in entries if refresh or not state.is_fresh(e)]
     if ask:
         yield from ask_all(ask, state.health, state.clock, anew=refresh)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -52,14 +51,15 @@ class Examined(Struct, frozen=True, kw_only=True):
     problem: str
 
 
-def examine(state: PoolState, rerankers: Sequence[Entry] = ()) -> Flow[list[Examined]]:
+def examine(state: PoolState) -> Flow[list[Examined]]:
     """Ask every server anew what it is, and every embedding that is up for one vector; compare.
 
     Nothing else is generated. The vectors are booked like any call.
     """
-    found = yield from statuses(state, rerankers, refresh=True)
+    found = yield from statuses(state, refresh=True)
     looks: list[Handle] = []
-    for kind, entries in (("llms", state.llms), ("embeddings", state.embeddings), ("rerankers", rerankers)):
+    kinds = {"llms": state.llms, "embeddings": state.embeddings, "rerankers": state.rerankers}
+    for kind, entries in kinds.items():
         for entry in entries:
             looks.append((yield Start(_examine(state, found[len(looks)], entry, (kind, entry.index)))))
     while running := [look for look in looks if not look.done]:

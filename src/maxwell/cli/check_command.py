@@ -168,7 +168,7 @@ def facts_of(status: Status) -> str:
 
 def _show(findings: list[Finding], file: str) -> None:
     if not findings:
-        say(f"{file}: declares no LLM and no embedding")
+        say(f"{file}: declares no LLM, no embedding and no reranker")
         return
     rows: list[Row] = [
         [

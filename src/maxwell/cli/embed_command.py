@@ -18,7 +18,7 @@ from maxwell.cli.requirement_options import (
     timeout_option,
 )
 from maxwell.lm_pool import LLMPool
-from maxwell.vectors import Embedding
+from maxwell.vectors import Embedding, Vectors
 
 _EPILOG = """\b
 Examples:
@@ -88,9 +88,16 @@ def _texts(words: tuple[str, ...], lines: bool) -> list[str]:
     return texts
 
 
-def _as_json(embedding: Embedding, vectors: list[list[float]]) -> dict[str, object]:
+def _as_json(embedding: Embedding, vectors: Vectors) -> dict[str, object]:
     spec = embedding.spec
-    return {"name": spec.name, "model": spec.model, "dimension": spec.dimension, "vectors": vectors}
+    who = list(vectors.llms)  # more than the chosen one where another of its vector space took over
+    return {
+        "name": spec.name,
+        "model": spec.model,
+        "dimension": spec.dimension,
+        "made_by": who,
+        "vectors": vectors,
+    }
 
 
 def _summarise(embedding: Embedding, texts: list[str], vectors: list[list[float]]) -> None:

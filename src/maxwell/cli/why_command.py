@@ -131,9 +131,13 @@ def _list_row(receipt: Receipt) -> list[Cell | str]:
     ]
 
 
+_KINDS = {"embed": "an embedding call", "rerank": "a reranking call"}
+_ASKED_FOR = {"embed": "embedding", "rerank": "reranker"}
+
+
 def show_receipt(receipt: Receipt) -> None:
     """Print a receipt."""
-    kind = "an embedding call" if receipt.kind == "embed" else "a chat call"
+    kind = _KINDS.get(receipt.kind, "a chat call")
     say(f"Receipt {receipt.id}: {kind} on {_when(receipt.at)}", "bold")
     say(_asked(receipt))
     choice = receipt.choice
@@ -162,7 +166,7 @@ def show_receipt(receipt: Receipt) -> None:
 
 def _asked(receipt: Receipt) -> str:
     """What was asked, in a sentence."""
-    choice, is_chat = receipt.choice, receipt.kind != "embed"
+    choice, is_chat = receipt.choice, receipt.kind not in _ASKED_FOR
     size = [
         plural(receipt.messages, "message" if is_chat else "text"),
         plural(receipt.characters, "character"),
@@ -175,9 +179,10 @@ def _asked(receipt: Receipt) -> str:
     if is_chat and choice.prompt_bytes is not None:
         parts.append(f"weight {choice.time_cost_weight:g}")
     if choice.asked:
-        parts.append(f'the embedding was asked for by {choice.by} "{choice.asked}"')
+        what = _ASKED_FOR.get(receipt.kind, "LLM")
+        parts.append(f'the {what} was asked for by {choice.by} "{choice.asked}"')
     elif not is_chat:
-        parts.append("no embedding was named")
+        parts.append(f"no {_ASKED_FOR[receipt.kind]} was named")
     return "; ".join(parts) + "."
 
 

@@ -96,11 +96,11 @@ class Refused(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Choice(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A decision in names and numbers; for an embedding, what was asked for.
+    """A decision in names and numbers; for an embedding or a reranker, what was asked for.
 
     Attributes:
-        by: "score", "speed" or "name"; for an embedding "name", "tag", or "default" where neither was given.
-        asked: The name or tag of the embedding that was asked for.
+        by: "score", "speed" or "name"; for those "name", "tag", or "default" where neither was given.
+        asked: The name or tag of the embedding or reranker that was asked for.
         needs: Those requirements that the caller stated.
         time_cost_weight: The weight used, in mills a second.
         prompt_bytes: Size of the prompt that was chosen for; None = none was given.
@@ -213,7 +213,7 @@ class Receipt(Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         id: Short, for people to type.
         at: When the call began, in seconds since the epoch.
-        kind: "chat" or "embed".
+        kind: "chat", "embed" or "rerank".
         outcome: As `Attempted.outcome`; "failed" also where several were asked and none answered,
             "unreadable" where the receipt itself is.
         llm: Who answered, or "".
@@ -222,7 +222,7 @@ class Receipt(Struct, frozen=True, kw_only=True, omit_defaults=True):
         attempts: Who was asked, in order.
         held_seconds: How long the call was held back at its end, without anybody being asked after it.
         message: What went wrong, in words, where nobody was asked.
-        messages: Number of messages, or of texts to embed.
+        messages: Number of messages, or of texts: those to embed, or query and documents.
         characters: Size of their text.
         images: Number of images.
         seconds: How long the call took in all.

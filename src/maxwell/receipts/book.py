@@ -85,6 +85,10 @@ class ReceiptBook:
         """An embedding call begins; `asked` is the name or tag that the caller asked for."""
         return Record(self, "embed", texts, asked=asked)
 
+    def rerank(self, asked: str | None, query: str, documents: Sequence[str]) -> Record:
+        """A reranking call begins; `asked` is the name or tag that the caller asked for."""
+        return Record(self, "rerank", [query, *documents], asked=asked)
+
     def keep(self, record: Record) -> None:
         """Have the receipt of a call that has ended written soon; costs no disk write."""
         database = self._database

@@ -12,6 +12,7 @@ import msgspec
 
 from maxwell.decision import Decision
 from maxwell.errors import (
+    AllAttemptsFailed,
     BackendError,
     BudgetExceeded,
     ConstraintBroken,
@@ -74,7 +75,7 @@ class Record:
     def __init__(
         self,
         book: ReceiptBook,
-        kind: Literal["chat", "embed"],
+        kind: Literal["chat", "embed", "rerank"],
         said: Said,
         *,
         decision: Decision | None = None,
@@ -159,6 +160,8 @@ class Record:
             self._message = self.words_of(error)
         if isinstance(error, StreamBroken):
             self.answered(error.partial)
+        elif isinstance(error, ConstraintBroken | ReplyCutOff):
+            self.answered(error.completion)
         self._sizes = sizes(self._said)
         if book.log_content:
             self._prompt = book.fit_to_keep(transcript(self._said))
@@ -170,7 +173,10 @@ class Record:
         if not isinstance(error, MaxwellError):  # a bug's message may hold anything
             return type(error).__name__ if isinstance(error, Exception) else ""
         if isinstance(error, ConstraintBroken) and not self._book.log_content:
-            return "the reply does not obey the constraint"  # in what would quote it
+            # In what would quote it.
+            if error.kind == "content_policy":
+                return "the model refused, or a content filter ended the reply"
+            return "the reply does not obey the constraint"
         message = (error.message if isinstance(error, BackendError) else str(error))[:MOST_MESSAGE]
         return message if self._book.log_content else without_quotes(message, self._said)
 
@@ -303,6 +309,8 @@ def _outcome(error: BaseException | None) -> str:
         return "ledger"
     if isinstance(error, ReplyCutOff):
         return "cut_off"
+    if isinstance(error, AllAttemptsFailed) and any(a.kind == "constraint_broken" for a in error.attempts):
+        return "constraint_broken"  # somebody answered
     return "failed" if isinstance(error, Exception) else "cancelled"
 
 

@@ -17,16 +17,16 @@ def constrained(meeting: Meeting, **constraint: Any) -> str | None:
     """The text, which must obey; None where the expected refusal came in its place."""
     how = meeting.expected.get("how", "obeys")
     if how == "obeys":
-        text = chat(meeting, max_tokens=200, repair=False, **constraint).text
+        text = chat(meeting, max_tokens=400, repair=False, **constraint).text
         assert text == meeting.expected.get("text", text)
         return text
     if how == "cut off":  # before it could be told that it does not obey
         with pytest.raises(ReplyCutOff) as caught:
-            chat(meeting, max_tokens=200, repair=False, **constraint)
+            chat(meeting, max_tokens=400, repair=False, **constraint)
         assert caught.value.completion.text == meeting.expected["text"]
     else:
         with pytest.raises((NoEligibleLM, StatusError), match=meeting.expected["says"]):
-            chat(meeting, max_tokens=200, **constraint)
+            chat(meeting, max_tokens=400, **constraint)
         assert meeting.count(CHAT) in (0, None), "it was to be refused before it is sent"
     return None
 

@@ -119,6 +119,6 @@ def _of_kind(kind: str, server: Server, context: int) -> dict[str, Any]:
         return {"dimension": server.dimension, "max_context": context}
     if kind == "reranker":
         return {"max_context": context}
-    capabilities = {"max_tokens": 64, "max_context": context, "speed_tokens_per_sec": 100.0}
+    capabilities = {"max_tokens": min(512, context), "max_context": context, "speed_tokens_per_sec": 100.0}
     capabilities |= {"tools": True, "vision": True}  # as somebody may declare who does not know better
     return {"default_temperature": 0.7, "capabilities": capabilities}
