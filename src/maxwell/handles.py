@@ -283,7 +283,7 @@ class LLM(_ChosenLLM):
             prompt: A prompt, or a conversation.
             functions: What it may call. Each parameter needs an annotation; the docstring tells what it does.
             most_steps: Most replies; the calls of the last one are performed, too.
-            **options: As in `generate`; `tool_choice` is for the first reply.
+            **options: As in `generate`; `tool_choice` is for the first reply, `timeout` for each of them.
 
         Raises:
             ToolStepsExceeded: It still asked for tools after the last step.

@@ -238,7 +238,8 @@ def chat_call(messages: list[Message], options: Mapping[str, Any]) -> ChatCall:
     check_timeout(given.pop("timeout", None))
     if not isinstance(given.pop("repair", False), bool):
         raise TypeError(f"repair must be True or False, not {options['repair']!r}")
-    _check_options(given)
+    if given:
+        _check_options(given)
     if "stop" in given:
         given["stop"] = list(_texts("stop", given["stop"]))
     constrained = {key: given.pop(key) for key in CONSTRAINTS if key in given}

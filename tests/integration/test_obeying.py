@@ -60,7 +60,7 @@ def sent_by(dialect: BackendName, kind: str, text: str) -> str:
     """What the server writes where `text` is the reply."""
     if dialect != "openai" or kind not in WRAPPED:
         return text
-    return json.dumps({"value": json.loads(text) if kind == "no object" else text})
+    return json.dumps({"value": json.loads(text) if kind == "no object" else text}, separators=(",", ":"))
 
 
 @pytest.mark.parametrize(("dialect", "kind"), PAIRS)

@@ -146,7 +146,7 @@ def told(url: str, path: str, body: Any = None) -> Any:
 
 
 def chat_entry(server: RealVLLM, name: str = "v", **fields: Any) -> dict[str, Any]:
-    capabilities = {"max_tokens": 512, "max_context": 2048, "speed_tokens_per_sec": 100, "tools": True}
+    capabilities = {"max_tokens": 8000, "max_context": 8192, "speed_tokens_per_sec": 100, "tools": True}
     capabilities |= fields.pop("capabilities", {})
     fixed = {"api_base": server.url, "model": "tiny-chat", "backend": "vllm", "default_temperature": 0.7}
     return {"name": name, **fixed, "capabilities": capabilities, "daily_budget_tokens": BUDGET, **fields}

@@ -5,6 +5,7 @@ to it: vectors and lists too long to keep were cut when they were recorded, and 
 
     of: what it was recorded as        asked: the request's body then, for people
     method, path, when: which requests it answers
+    kind: what a refusal means, see `errors.Fault`
     status, headers, body: the answer; the file's own `headers` come with each
     end: "" = as HTTP has it, "cut" = the connection breaks off after the body, "close" = without an answer
 
@@ -14,7 +15,8 @@ and `when`, where it is there, demands of a request
     contains: text in the body         longer: a body of more bytes than this
     key: the API key, or "not ..." = any other than this one, or none
 
-The first exchange that matches answers. A request that none matches is an error of the test.
+The exchanges of "errors" are of no one server and are not played, only read. The first exchange that matches
+answers. A request that none matches is an error of the test.
 """
 
 from __future__ import annotations

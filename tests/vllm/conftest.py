@@ -17,7 +17,7 @@ from real_vllm import KEY, RealVLLM, chat_entry, told, write_models
 
 CHAT = (
     "--served-model-name=tiny-chat",
-    "--max-model-len=2048",
+    "--max-model-len=8192",
     "--max-num-seqs=4",
     "--enable-auto-tool-choice",
     "--tool-call-parser=hermes",
@@ -73,7 +73,7 @@ def loading_server(start_vllm: Callable[..., RealVLLM]) -> RealVLLM:
 
 @pytest.fixture(scope="session")
 def chat_server(loading_server: RealVLLM) -> RealVLLM:
-    """Chat: "tiny-chat", 2,048 tokens, 4 requests at once, tools; its engine is xgrammar."""
+    """Chat: "tiny-chat", 8,192 tokens, 4 requests at once, tools; its engine is xgrammar."""
     return with_engine(loading_server, "xgrammar")
 
 

@@ -38,8 +38,8 @@ def test_once_loaded_it_is_up_and_tells_what_it_is(chat_server: RealVLLM, calls:
         status = pool.health(refresh=True)[0]
     health = status.health
     assert health is not None
-    assert (status.state, health.family, status.context) == ("up", "vllm", 2048)
-    assert [(model.id, model.context) for model in health.models] == [("tiny-chat", 2048)]
+    assert (status.state, health.family, status.context) == ("up", "vllm", 8192)
+    assert [(model.id, model.context) for model in health.models] == [("tiny-chat", 8192)]
     assert health.version == told(chat_server.url, "/version")["version"]
     assert (health.busy, status.remarks, status.problem) == (0, (), "")
 
@@ -48,7 +48,7 @@ def test_it_tells_how_busy_it_is(chat_server: RealVLLM, calls: Calls) -> None:
     calls.warm()
     with calls.pool() as pool:
         lm = pool.get_lm()
-        streams = [lm.stream("Hello", max_tokens=1900) for _ in range(3)]
+        streams = [lm.stream("Hello", max_tokens=8000) for _ in range(3)]
         for stream in streams:
             next(stream)
         chat_server.wait_running(3, SOON)  # its metrics come a moment later than its tokens
@@ -66,9 +66,9 @@ def test_the_context_is_the_servers_where_the_registry_says_more(
     calls = Calls(tmp_path, chat_entry(chat_server, capabilities={"max_context": 32768}))
     calls.warm()
     with calls.pool() as pool:
-        assert pool.health()[0].context == 2048
-        with pytest.raises(NoEligibleLM, match="context is 2,048"):
-            pool.get_lm(prompt="the cat " * 5000)
+        assert pool.health()[0].context == 8192
+        with pytest.raises(NoEligibleLM, match="context is 8,192"):
+            pool.get_lm(prompt="the cat " * 9000)
 
 
 def test_a_model_that_it_does_not_have_is_told_before_a_call(chat_server: RealVLLM, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_check_and_list_show_it(
     code, said = maxwell("check")
     assert code == 0, said
     assert "0 faults, 0 warnings" in said
-    assert "2,048 tokens a request" in said
+    assert "8,192 tokens a request" in said
     code, said = maxwell("check", "--deep")
     assert code == 0, said
     code, said = maxwell("list", "--json")
@@ -141,11 +141,11 @@ def test_check_finds_what_the_registry_says_wrongly(
     )
     code, said = maxwell("check", "--deep")
     assert code == 1, said
-    assert "2048" in said
+    assert "8192" in said
     code, said = maxwell("check", key="not-the-key")
     assert code == 1, said
     lines = {line.split()[1]: line for line in said.splitlines() if line.count(" ") > 3}
-    assert "the server gives 2048" in lines["v"]
+    assert "the server gives 8192" in lines["v"]
     assert "tiny-chat" in lines["w"]
     assert "TINY_API_KEY" in lines["e"]
     assert "not-the-key" not in said

@@ -51,7 +51,7 @@ IMPOSSIBLE = -30.0
 
 
 def write_chat(directory: Path) -> None:
-    """A Llama of 2 layers for 2,048 tokens, with a chat template that knows tools."""
+    """A Llama of 2 layers for 8,192 tokens, with a chat template that knows tools."""
     bytes_of = Tokenizer(models.BPE())
     bytes_of.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytes_of.decoder = decoders.ByteLevel()
@@ -77,7 +77,7 @@ def write_chat(directory: Path) -> None:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=2048,
+        max_position_embeddings=8192,
         tie_word_embeddings=False,
         bos_token_id=0,
         eos_token_id=2,

@@ -220,6 +220,12 @@ def test_llamacpp_ignores_the_model_so_its_only_one_answers() -> None:
     assert an_entry("m", "llamacpp").blocked_by(two)[0] == "model_missing"
 
 
+def test_llamacpp_echoes_a_wrong_name_for_vectors_so_the_list_tells_what_is_served() -> None:
+    body = b'{"model":"as asked","data":[{"index":0,"embedding":[0.5]}]}'
+    assert get_backend("llamacpp").decode_embeddings(body, 1).model == "as asked"
+    assert find_served("as asked", [ServedModel("other")]) is None
+
+
 def test_llamacpp_router_is_told_the_model_in_every_body() -> None:
     backend, spec = get_backend("llamacpp"), an_entry("a").spec
     for request in (backend.tokenize(spec, "x", None), backend.detokenize(spec, [1], None)):

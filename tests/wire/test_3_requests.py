@@ -271,6 +271,11 @@ def test_llamacpp_without_eyes_says_500_and_will_never_see() -> None:
     assert refused(LLAMACPP, 500, said, type="server_error", code=500) == "unsupported"
 
 
+def test_llamacpp_reads_no_webp_so_that_goes_elsewhere() -> None:
+    assert "WEBP" in LLAMACPP.cannot(llm(), Features(images=True, webp=True))
+    assert VLLM.cannot(llm(), Features(images=True, webp=True)) == ""
+
+
 def test_ollama_fetches_no_images_so_links_go_elsewhere() -> None:
     assert OLLAMA.cannot(llm(), Features(images=True, image_links=True)) == (
         "Ollama fetches no images; pass them as data"

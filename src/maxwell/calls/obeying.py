@@ -18,6 +18,10 @@ V = TypeVar("V")
 
 def obeying(state: PoolState, call: Call) -> Flow[Completion]:
     """The reply; with `call.repair` one that breaks its constraint is sent back once. Raises as `chat`."""
+    return _obeying(state, call) if call.repair else chat(state, call)
+
+
+def _obeying(state: PoolState, call: Call) -> Flow[Completion]:
     done, _ = yield from parsing(state, call, str)
     return done
 

@@ -115,74 +115,51 @@ class LLMSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return not (self.price_prompt or self.price_completion or self.price_cached)
 
 
-class EmbeddingSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One declared embedding model."""
+class _ReadingSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What embeddings and rerankers share: they read, and write no text."""
 
     name: Annotated[Text, Meta(description="Unique identifier.")]
-    api_base: Annotated[Text, Meta(description="Base URL of the embedding API, with or without /v1.")]
+    api_base: Annotated[Text, Meta(description="Base URL of the API, with or without /v1.")]
     model: Annotated[Text, Meta(description="Model name.")]
+    tags: Annotated[tuple[Text, ...], Meta(description='Semantic tags, e.g. "default".')] = ()
+    backend: Annotated[BackendName, Meta(description="Server family; found out when absent.")] | None = None
+    cost_per_1k_tokens: Annotated[Price, Meta(description="US dollars per 1000 tokens.")] = 0.0
+    daily_budget_tokens: (
+        Annotated[int, Meta(ge=0, description="Most tokens a day; null = unlimited.")] | None
+    ) = None
+    daily_budget_usd: (
+        Annotated[float, Meta(ge=0.0, description="Most US dollars a day; null = unlimited.")] | None
+    ) = None
+    api_key_env: (
+        Annotated[Text, Meta(description="Environment variable that holds this host's API key.")] | None
+    ) = None
+    timeout_seconds: Annotated[float, Meta(gt=0.0, description="Longest a call may take in all.")] | None = (
+        None
+    )
+
+    @property
+    def price_prompt(self) -> float:
+        """US dollars per 1000 tokens."""
+        return self.cost_per_1k_tokens
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the declared price is zero."""
+        return not self.cost_per_1k_tokens
+
+
+class EmbeddingSpec(_ReadingSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One declared embedding model."""
+
     dimension: Annotated[int, Meta(ge=1, description="Length of a vector.")]
     max_context: Annotated[int, Meta(ge=1, description="Most tokens of one input.")]
     specialized_for: Annotated[tuple[Text, ...], Meta(description='Specialisations, e.g. "code".')] = ()
-    tags: Annotated[tuple[Text, ...], Meta(description='Semantic tags, e.g. "default".')] = ()
-    backend: Annotated[BackendName, Meta(description="Server family; found out when absent.")] | None = None
-    cost_per_1k_tokens: Annotated[Price, Meta(description="US dollars per 1000 tokens.")] = 0.0
-    daily_budget_tokens: (
-        Annotated[int, Meta(ge=0, description="Most tokens a day; null = unlimited.")] | None
-    ) = None
-    daily_budget_usd: (
-        Annotated[float, Meta(ge=0.0, description="Most US dollars a day; null = unlimited.")] | None
-    ) = None
-    api_key_env: (
-        Annotated[Text, Meta(description="Environment variable that holds this host's API key.")] | None
-    ) = None
-    timeout_seconds: Annotated[float, Meta(gt=0.0, description="Longest a call may take in all.")] | None = (
-        None
-    )
-
-    @property
-    def price_prompt(self) -> float:
-        """US dollars per 1000 tokens."""
-        return self.cost_per_1k_tokens
-
-    @property
-    def is_free(self) -> bool:
-        """Whether the declared price is zero."""
-        return not self.cost_per_1k_tokens
 
 
-class RerankerSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RerankerSpec(_ReadingSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One declared reranker."""
 
-    name: Annotated[Text, Meta(description="Unique identifier.")]
-    api_base: Annotated[Text, Meta(description="Base URL of the reranking API, with or without /v1.")]
-    model: Annotated[Text, Meta(description="Model name.")]
     max_context: Annotated[int, Meta(ge=1, description="Most tokens of the query and one document.")]
-    tags: Annotated[tuple[Text, ...], Meta(description='Semantic tags, e.g. "default".')] = ()
-    backend: Annotated[BackendName, Meta(description="Server family; found out when absent.")] | None = None
-    cost_per_1k_tokens: Annotated[Price, Meta(description="US dollars per 1000 tokens.")] = 0.0
-    daily_budget_tokens: (
-        Annotated[int, Meta(ge=0, description="Most tokens a day; null = unlimited.")] | None
-    ) = None
-    daily_budget_usd: (
-        Annotated[float, Meta(ge=0.0, description="Most US dollars a day; null = unlimited.")] | None
-    ) = None
-    api_key_env: (
-        Annotated[Text, Meta(description="Environment variable that holds this host's API key.")] | None
-    ) = None
-    timeout_seconds: Annotated[float, Meta(gt=0.0, description="Longest a call may take in all.")] | None = (
-        None
-    )
-
-    @property
-    def price_prompt(self) -> float:
-        """US dollars per 1000 tokens."""
-        return self.cost_per_1k_tokens
-
-    @property
-    def is_free(self) -> bool:
-        """Whether the declared price is zero."""
-        return not self.cost_per_1k_tokens
 
 
 Spec = LLMSpec | EmbeddingSpec | RerankerSpec

@@ -15,9 +15,9 @@ from maxwell.errors import BadConstraint, ConstraintBroken, NoEligibleLM, ReplyC
 
 def constrained(meeting: Meeting, **constraint: Any) -> str | None:
     """The text, which must obey; None where the expected refusal came in its place."""
-    how = meeting.expected.get("how", "obeys")
+    how, asks = meeting.expected.get("how", "obeys"), meeting.expected.get("asks", {})
     if how == "obeys":
-        text = chat(meeting, max_tokens=400, repair=False, **constraint).text
+        text = chat(meeting, max_tokens=400, repair=False, **asks, **constraint).text
         assert text == meeting.expected.get("text", text)
         return text
     if how == "cut off":  # before it could be told that it does not obey

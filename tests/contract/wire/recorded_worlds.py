@@ -345,4 +345,4 @@ def played() -> dict[str, set[str]]:
 
 def recorded() -> dict[str, set[str]]:
     """Which there are."""
-    return {family: set(recordings(family)["servers"]) for family in FAMILIES}
+    return {family: set(recordings(family)["servers"]) - {"errors"} for family in FAMILIES}

@@ -405,7 +405,7 @@ def test_problem_lines_are_exact() -> None:
     with pytest.raises(RegistryError) as caught:
         decode(text.encode(), "reg.json")
     assert caught.value.lines() == [
-        'reg.json:3:3: embeddings[0]: lacks "api_base" (Base URL of the embedding API, with or without /v1)',
+        'reg.json:3:3: embeddings[0]: lacks "api_base" (Base URL of the API, with or without /v1)',
         'reg.json:3:3: embeddings[0]: lacks "model" (Model name)',
         'reg.json:3:3: embeddings[0]: lacks "dimension" (Length of a vector)',
         'reg.json:3:3: embeddings[0]: lacks "max_context" (Most tokens of one input)',
