@@ -66,7 +66,8 @@ class Candidate(Struct, kw_only=True):
         slowdown: How many times slower than expected its server is at the moment.
         completion: Likely tokens of a reply, as learned; None = not learned.
         cached: Part of the prompt that its server has probably read before and need not read again, 0 to 1.
-        failing: Whether its server failed again and again, so that it is left alone for a while.
+        failing: Whether its server failed again and again, or ignored constraints like the request's, so that
+            it is left alone for a while.
         bytes_per_token: Learned ratio of this model's tokenizer.
         tokens_left: What today's token budget has left; None = unlimited.
         usd_left: What today's money budget has left; None = unlimited.

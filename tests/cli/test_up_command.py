@@ -17,9 +17,10 @@ import urllib3
 from click.testing import CliRunner, Result
 
 from maxwell.cli.up_command import up
+from maxwell.lm_pool import LLMPool
 from maxwell.local.tiny_models import write_chat, write_embedding, write_reranker
 from maxwell.registry.load import load
-from maxwell.registry.specs import EmbeddingSpec, LLMSpec
+from maxwell.registry.specs import EmbeddingSpec, LLMSpec, RerankerSpec
 
 pytestmark = pytest.mark.real
 
@@ -211,9 +212,24 @@ def test_other_file_is_one_line(tmp_path: Path) -> None:
     assert fails(file) == f"Error: {file} is not a GGUF file: it begins with b'hell'"
 
 
-def test_reranker_has_no_place_in_a_registry(tmp_path: Path) -> None:
+def test_reranker_is_known_by_its_file_and_its_entry_ranks(run_up: RunUp, home: Path) -> None:
+    write_reranker(home / "rank.gguf")
+    running = run_up(home / "rank.gguf", "--add")
+    spec = msgspec.convert(running.entry, RerankerSpec)
+    assert (spec.name, spec.backend, spec.max_context) == ("rank", "llamacpp", 128)
+    file = home / ".maxwell" / "lm_registry.json"
+    assert load(file).rerankers == (spec,)
+    with LLMPool.from_registry(file) as pool:
+        ranked = pool.get_reranker().rerank("who", ["some people", "day"])
+    assert sorted(one.index for one in ranked) == [0, 1]
+    assert running.interrupt()[0] == 0
+
+
+@pytest.mark.parametrize("flag", ["--chat", "--embedding"])
+def test_reranker_serves_nothing_else(flag: str, tmp_path: Path) -> None:
     write_reranker(tmp_path / "rank.gguf")
-    assert "is a reranker" in fails(tmp_path / "rank.gguf")
+    said = fails(tmp_path / "rank.gguf", flag)
+    assert said.endswith("rank.gguf is a reranker; leave out --embedding and --chat")
 
 
 def test_unset_key_variable_is_told(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

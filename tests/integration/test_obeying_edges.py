@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,26 +13,27 @@ import msgspec
 import pytest
 from calling import MODES, SOON, Calls, assert_idle, chats, entry, make_registry, wait_tokens
 
+from maxwell.calls.effects import Limits
+from maxwell.calls.transport import SyncExchange, SyncTransport
 from maxwell.clock import SystemClock
 from maxwell.errors import (
     AllAttemptsFailed,
     BackendError,
     BudgetExceeded,
-    CallTimeout,
     ConstraintBroken,
     EmptyReply,
     MaxwellError,
     ReplyCutOff,
     StatusError,
-    StreamBroken,
     ToolStepsExceeded,
 )
+from maxwell.handles import LLM
 from maxwell.lm_pool import LLMPool
 from maxwell.receipts import Receipt
 from maxwell.receipts.book import ReceiptBook
 from maxwell.testing import FakeClock, FakeServer, faults
 from maxwell.testing.fixtures import FakeServers
-from maxwell.types import BackendName
+from maxwell.types import BackendName, HTTPRequest
 
 YES_NO: dict[str, Any] = {"choices": ["yes", "no"]}
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(32)
@@ -66,7 +66,7 @@ def test_a_broken_reply_is_booked_exactly_once(fake_server: FakeServers, tmp_pat
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_reply_cut_off_is_booked_exactly_once(fake_server: FakeServers, tmp_path: Path, mode: str) -> None:
-    server = deaf(fake_server)
+    server = fake_server(constrained_reply=["y", "es"])
     calls = Calls(tmp_path, entry(server, "one"))
     with pytest.raises(ReplyCutOff) as caught:
         calls.ask(mode, **YES_NO, max_tokens=1)
@@ -156,18 +156,32 @@ def test_a_full_context_leaves_half_of_the_rest_to_the_reply(
 # --- time
 
 
+class Slow:
+    """A transport whose every exchange takes 12 s by the pool's clock, and how long each may take in all."""
+
+    def __init__(self, transport: SyncTransport, clock: FakeClock) -> None:
+        self._transport = transport
+        self._clock = clock
+        self.totals: list[float | None] = []
+
+    def send(self, request: HTTPRequest, limits: Limits) -> SyncExchange:
+        self.totals.append(limits.total)
+        self._clock.advance(12.0)
+        return self._transport.send(request, limits)
+
+    def close(self) -> None:
+        self._transport.close()
+
+
 def test_both_calls_share_the_time(fake_server: FakeServers, tmp_path: Path) -> None:
-    said = ["may", "be", "ma", "yb", "ee", "ee"]
-    server = fake_server(constrained_reply=said, tokens_per_sec=10)
-    calls = Calls(tmp_path, entry(server, "one"))
-    with calls.pool() as pool:
-        lm = pool.get_lm()
-        began = time.monotonic()
-        with pytest.raises((StreamBroken, CallTimeout)):
-            lm.generate("Well?", repair=True, timeout=0.9, **YES_NO)
-    assert time.monotonic() - began < 2 * 0.6
-    assert len(chats(server)) == 2
-    assert_idle(server)
+    clock = FakeClock()
+    with Calls(tmp_path, entry(deaf(fake_server), "one"), clock=clock).pool() as pool:
+        chosen = pool.get_lm()
+        slow = Slow(chosen._transport, clock)
+        lm = LLM(chosen._state, chosen.decision, slow, pinned=False)
+        with pytest.raises(ConstraintBroken):
+            lm.generate("Well?", repair=True, timeout=20, **YES_NO)
+    assert slow.totals == [pytest.approx(20.0), pytest.approx(8.0)]
 
 
 def test_what_breaks_when_the_time_is_over_is_not_sent_back(tmp_path: Path, fake_server: FakeServers) -> None:
@@ -384,6 +398,50 @@ def test_what_a_content_filter_ended_is_no_fault_of_the_server(
     assert len(chats(server)) == 4
 
 
+def test_threads_may_ask_at_once(fake_server: FakeServers, tmp_path: Path) -> None:
+    server = fake_server(constrained_reply=lambda body: "7" if "number" in str(body["messages"]) else "yes")
+    said: list[str] = []
+    calls = Calls(tmp_path, entry(server, "one"))
+    with calls.pool() as pool:
+        lm = pool.get_lm()
+
+        def work(i: int) -> None:
+            options = {"regex": "[0-9]+"} if i % 2 else YES_NO
+            said.extend(lm.generate("number" if i % 2 else "Well?", **options) for _ in range(3))
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(said) == ["7"] * 12 + ["yes"] * 12
+    assert calls.used("one").tokens == spent(server)
+
+
+def test_two_constraints_are_refused_before_anything_is_sent(
+    fake_server: FakeServers, tmp_path: Path
+) -> None:
+    server = fake_server()
+    calls = Calls(tmp_path, entry(server, "one"))
+    with pytest.raises(ValueError, match="cannot both be obeyed"):
+        calls.ask("generate", extra={"json_schema": {"type": "object"}}, **YES_NO)
+    assert chats(server) == []
+    assert calls.used("one").held_tokens == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_refusal_in_the_first_frame_costs_nothing(
+    fake_server: FakeServers, tmp_path: Path, mode: str
+) -> None:
+    server = fake_server("vllm")
+    server.fail(faults.ErrorFrame(after=0, code=400), times=None)
+    calls = Calls(tmp_path, entry(server, "one"))
+    with pytest.raises(StatusError):
+        calls.ask(mode)
+    used = calls.used("one")
+    assert (used.tokens, used.held_tokens) == (0, 0)
+
+
 # --- parse
 
 
@@ -396,6 +454,9 @@ class Size(enum.Enum):
 class Place:
     name: str
     size: Size = Size.SMALL
+
+
+Answer: Any = Literal["yes", "no"]
 
 
 class Node(msgspec.Struct):
@@ -498,7 +559,7 @@ def test_a_reply_that_calls_tools_is_not_sent_back(fake_server: FakeServers, tmp
     tool = {"type": "function", "function": {"name": "tick", "parameters": {"type": "object"}}}
     calls = Calls(tmp_path, entry(server, "one", capabilities={"tools": True}))
     with calls.pool() as pool, pytest.raises(ConstraintBroken):
-        pool.get_lm().parse("Well?", Literal["yes", "no"], repair=True, tools=[tool])
+        pool.get_lm().parse("Well?", Answer, repair=True, tools=[tool])
     assert len(chats(server)) == 1  # a call without its result would be refused
 
 
@@ -516,6 +577,27 @@ def test_the_second_call_may_fail_in_its_own_way(
         calls.ask("generate", repair=True, **YES_NO)
     assert not isinstance(caught.value, ConstraintBroken)
     assert calls.used("one").held_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"choices": ["yes", "no"]}, 'exactly one of ["yes","no"]'),
+        ({"regex": "[0-9]+"}, "matches: [0-9]+"),
+        ({"grammar": 'root ::= "yes"'}, 'root ::= "yes"'),
+        ({"json_schema": {"type": "integer"}}, '{"type":"integer"}'),
+        ({"json_schema": {"const": "x" * 5_000}}, "the corrected text."),
+    ],
+)
+def test_who_is_corrected_is_told_what_it_must_be(
+    fake_server: FakeServers, tmp_path: Path, options: dict[str, Any], told: str
+) -> None:
+    server = deaf(fake_server)
+    calls = Calls(tmp_path, entry(server, "one"))
+    with pytest.raises(ConstraintBroken):
+        calls.ask("generate", repair=True, **options)
+    why = chats(server)[1].body["messages"][-1]["content"]
+    assert why.endswith(told)
 
 
 # --- maps
@@ -551,8 +633,7 @@ def tick() -> str:
     return "tock"
 
 
-TICKING = {"tool_calls": [("tick", {})]}
-CAN_CALL = {"capabilities": {"tools": True}}
+CAN_CALL: dict[str, Any] = {"capabilities": {"tools": True}}
 
 
 def test_a_stream_that_breaks_in_the_second_step_ends_the_run(
@@ -700,7 +781,7 @@ class Kept:
         (YES_NO, None, "constraint_broken", "the reply does not obey the constraint"),
         ({**YES_NO, "repair": True}, None, "constraint_broken", "the reply does not obey the constraint"),
         ({"json_schema": {"type": "object"}}, None, "constraint_broken", "does not obey"),
-        ({**YES_NO, "max_tokens": 1}, None, "cut_off", "raise max_tokens"),
+        ({"choices": [CANARY, "no"], "max_tokens": 1}, None, "cut_off", "raise max_tokens"),
         (YES_NO, faults.Status(200, REFUSED), "content_policy", "the model refused"),
     ],
 )

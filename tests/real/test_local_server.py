@@ -188,7 +188,8 @@ def test_chat_entry_says_what_the_server_says(
 def test_embedding_entry_says_what_the_server_says(
     llama_embed_server: LocalServer, tiny_models: dict[str, Path]
 ) -> None:
-    entry = registry_entry(llama_embed_server.url, tiny_models["embedding"], name="mine", embedding=True)
+    file = tiny_models["embedding"]
+    entry = registry_entry(llama_embed_server.url, file, name="mine", section="embeddings")
     spec = msgspec.convert(entry, EmbeddingSpec)
     assert (spec.name, spec.dimension, spec.max_context) == ("mine", 64, 128)
     assert (spec.backend, spec.tags) == ("llamacpp", ("local",))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from maxwell.constraints import constraint_of, violation
+from maxwell.constraints import constraint_of, misbegun, violation
 from maxwell.errors import BadConstraint
 from maxwell.types import Constraint
 
@@ -270,3 +270,38 @@ def test_heavy_libraries_are_not_imported_before_they_are_needed() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+# --- replies that were cut off
+
+
+WHOLE = '{"a": [1, -2.5e+10, true, null, {"b": "q\\\\u0041\\"x\\u00e9\\n"}], "c": "d", "e": false}'
+
+
+@pytest.mark.parametrize("length", range(len(WHOLE) + 1))
+def test_the_beginning_of_json_is_never_misbegun(length: int) -> None:
+    constraint = constraint_of(json_schema={"type": "object"})
+    assert constraint is not None
+    assert misbegun(constraint, WHOLE[:length]) == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "text", "is_misbegun"),
+    [
+        ({"json_schema": {}}, " notcity", True),
+        ({"json_schema": {}}, "Sure! {", True),
+        ({"json_schema": {}}, '{a: "', True),
+        ({"json_schema": {}}, '```json\n{"a', False),  # llama.cpp takes the fence away at the end
+        ({"choices": ["yes", "no"]}, "ye", False),
+        ({"choices": ["yes", "no"]}, "Ye", True),
+        ({"regex": "[a-z]{3}"}, "ab", False),
+        ({"regex": "[a-z]{3}"}, "aB", True),
+        ({"grammar": 'root ::= "ab" [0-9]{2}'}, "ab1", False),
+        ({"grammar": 'root ::= "ab" [0-9]{2}'}, "abc", True),
+        ({"grammar": 'root ::= "ab" [0-9]{2}'}, "", False),
+    ],
+)
+def test_what_cannot_become_obedient_is_told(given: dict[str, Any], text: str, is_misbegun: bool) -> None:
+    constraint = constraint_of(**given)
+    assert constraint is not None
+    assert bool(misbegun(constraint, text)) == is_misbegun

@@ -449,8 +449,6 @@ def test_choices_are_wrapped_where_only_schemas_are_obeyed(family: str) -> None:
         ("ollama", Features(images=True), ""),
         ("ollama", Features(tools=True, tool_choice="none"), ""),
         ("tgi", Features(constraint=GRAMMAR), "tgi ignores grammars"),
-        ("infinity", Features(images=True), "does not chat"),
-        ("tei", Features(tools=True), "does not chat"),
         *((family, Features(constraint=OBJECT, tools=True), "drop one") for family in ("ollama", "sglang", "tgi", "llama-cpp-python")),
         *((family, Features(constraint=OBJECT), "") for family in ("ollama", "sglang", "tgi", "llama-cpp-python")),
         *((family, Features(constraint=GRAMMAR), "") for family in ("sglang", "llama-cpp-python")),

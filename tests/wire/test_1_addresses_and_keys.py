@@ -10,6 +10,8 @@ from calling import make_registry
 
 from maxwell.backends import Backend, get_backend
 from maxwell.backends.listing import read_models, read_version
+from maxwell.calls.entries import Entry
+from maxwell.health import Health
 from maxwell.registry.endpoints import key_problem, openai_url, root
 from maxwell.registry.specs import LLMSpec, Registry
 from maxwell.types import ChatCall, HTTPRequest
@@ -81,7 +83,7 @@ def test_ollama_native_routes_lie_under_api_beside_v1() -> None:
 
 
 def test_a_base_loses_slashes_and_one_v1_at_its_end() -> None:
-    assert root("http://box:8080//") == root("http://box:8080/v1/") == BASE
+    assert root("http://box:8080//") == root("http://box:8080/v1/") == root("http://box:8080//v1") == BASE
     assert root("http://box:8080/v1/v1") == f"{BASE}/v1"
 
 
@@ -133,9 +135,10 @@ def test_vllm_demands_that_bodies_are_said_to_be_json() -> None:
 
 
 def test_a_port_is_no_identity() -> None:
-    entry = llm("http://box:11434")  # Ollama's, where a llama.cpp listens
-    assert read_models(200, {"server": "llama.cpp"}, models("me")).family == "llamacpp"
-    assert get_backend("openai").url(entry.api_base, "/models") == "http://box:11434/v1/models"
+    entry = Entry(llm("http://box:11434"), 0, Registry(), {})  # Ollama's, where a llama.cpp listens
+    assert entry.backend().family == "openai"  # as declared, while nothing else is known
+    told = read_models(200, {"server": "llama.cpp"}, models("")).family
+    assert entry.backend(Health(state="up", at=0.0, family=told)).family == "llamacpp"
 
 
 def test_llamacpp_is_known_by_its_server_header_even_in_a_refusal() -> None:

@@ -187,6 +187,7 @@ def test_llamacpp_s_context_is_that_of_a_slot() -> None:
         ("bartowski/Qwen3-GGUF", "bartowski/Qwen3-GGUF"),
         (r"D:\models\qwen.gguf", r"D:\models\qwen.gguf"),
         ("qwen.gguf", r"D:\models\qwen.gguf"),
+        ("Qwen.GGUF", r"d:\models\qwen.gguf"),
         ("qwen", "/srv/models/qwen.gguf"),
     ],
 )

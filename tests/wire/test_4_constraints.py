@@ -128,8 +128,10 @@ def test_vllm_refuses_a_backend_for_one_request_so_none_is_named() -> None:
 def test_vllm_runs_either_engine_so_only_what_both_hold_is_sent_as_a_schema() -> None:
     both = only({"type": "string", "maxLength": 3})
     assert fields(VLLM, both)["structured_outputs"] == {"json": both.value}
-    one_of_them = only({"type": "string", "pattern": "^a+$", "maxLength": 3})
-    assert "json" not in str(fields(VLLM, one_of_them) if not why_not(VLLM, one_of_them) else "")
+    one_of_them = only({"type": "string", "format": "email"})
+    assert fields(VLLM, one_of_them)["structured_outputs"].keys() == {"grammar"}
+    neither = only({"type": "string", "pattern": "^a+$", "maxLength": 3})
+    assert why_not(VLLM, neither).startswith("$.properties.n")
 
 
 def test_vllm_reads_a_grammar_with_the_sign_of_a_rule_as_gbnf() -> None:

@@ -212,6 +212,12 @@ def test_an_error_frame_amid_a_stream_is_an_error_with_or_without_done(
         taken_in(says("a"), frame(error={"message": "boom", "code": 500}), *end, backend=backend)
 
 
+def test_sglang_s_error_may_be_the_event_itself() -> None:
+    with pytest.raises(StatusError, match="boom") as caught:
+        taken_in(frame(object="error", message="boom", type="BadRequestError", code=400), backend=SGLANG)
+    assert caught.value.status == 400
+
+
 def test_ollama_erases_errors_so_a_stream_without_finish_is_none() -> None:
     with pytest.raises(DecodeError, match="without a finish reason"):
         taken_in(says("a"), frame(choices=[{"index": 0, "delta": {}}]), backend=OLLAMA)

@@ -186,9 +186,10 @@ def test_openai_s_rate_limits_pass(code: str) -> None:
     ],
 )
 def test_openai_s_spent_credit_does_not_pass(code: str) -> None:
-    fault = kind(OPENAI, 429, of("You exceeded your current quota", "insufficient_quota", code))
-    assert fault == "quota"
-    assert not may_ask_again(fault, 1)
+    for type in ("insufficient_quota", "rate_limit_error"):
+        fault = kind(OPENAI, 429, of("You exceeded your current quota", type, code))
+        assert fault == "quota"
+        assert not may_ask_again(fault, 1)
 
 
 def test_openai_s_code_is_read_before_its_type() -> None:
@@ -270,7 +271,7 @@ def test_what_openai_s_own_library_asks_again_is_taken_for_a_failure_of_the_serv
 
 def test_anthropic_s_529_is_an_overload() -> None:
     body = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
-    assert kind(OPENAI, 529, body) == "overloaded"
+    assert kind(OPENAI, 529, body) == kind(OPENAI, 529, b"") == "overloaded"
 
 
 def test_anthropic_s_413_is_an_overflow() -> None:

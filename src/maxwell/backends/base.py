@@ -56,11 +56,13 @@ class Backend(Services):
         mends: Fields that a server may refuse by name, and the field that stands in for each; None = the
             request goes without.
         no_tool_choice: Why it cannot be made to call a tool, in a few words; "" = it can.
+        no_chat: Why it does not chat at all, in a few words; "" = it does.
         no_links: Why it takes no image by its address, in a few words; "" = it does.
     """
 
     mends: ClassVar[Mapping[str, str | None]] = {}
     no_tool_choice: ClassVar[str] = ""
+    no_chat: ClassVar[str] = ""
     no_links: ClassVar[str] = ""
 
     def chat(self, spec: LLMSpec, call: ChatCall, key: str | None) -> HTTPRequest:

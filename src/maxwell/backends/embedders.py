@@ -13,16 +13,13 @@ from maxwell.backends.listing import Probes, Props
 from maxwell.backends.rerank import RerankReply
 from maxwell.backends.services import EmbeddingReply, native_url
 from maxwell.backends.wire import BAD_JSON, TokensReply
-from maxwell.registry.specs import LLMSpec, RerankerSpec, Spec
-from maxwell.types import BackendName, Features, HTTPRequest
+from maxwell.registry.specs import RerankerSpec, Spec
+from maxwell.types import BackendName, HTTPRequest
 
 
 class _Embedder(Backend):
     name: ClassVar[BackendName] = "openai"
-
-    def cannot(self, spec: LLMSpec, features: Features) -> str:
-        """It does not chat at all."""
-        return f"its server is {self.family}, which does not chat"
+    no_chat: ClassVar[str] = "its server only embeds and reranks"
 
 
 class InfinityUnderV1Backend(_Embedder):

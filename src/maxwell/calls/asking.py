@@ -55,10 +55,11 @@ def ask(state: PoolState, entry: Entry, backend: Backend, asking: Asking, reply:
             body = yield from error_body(exchange)
             failed = refusal(state, entry, backend, exchange.status, exchange.headers, body)
             body = body if exchange.status in REFUSALS else b""
+        if body:  # it has not worked
+            reply.opened, reply.error = False, None
         mended = backend.without_refused(request, body) if body and not last else None
         if mended is None:
             raise failed
-        reply.opened, reply.error = False, None
         request = mended
 
 

@@ -78,10 +78,12 @@ class Entry:
         """Why it cannot be used although its server may be up: (reason, words), or two empty strings."""
         if self.key_problem is not None:
             return "key", self.key_problem
-        if health is None or not health.models:
+        if health is None:
             return "", ""
         backend = self.backend(health)
-        if backend.serves(self.spec.model, health.models) is not None:
+        if backend.no_chat and isinstance(self.spec, LLMSpec):
+            return "model_missing", f"{backend.no_chat} (it is {backend.family})"
+        if not health.models or backend.serves(self.spec.model, health.models) is not None:
             return "", ""
         if backend.answers_any_name and len(health.models) == 1:
             return "", ""

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from msgspec.json import encode
 from msgspec.structs import replace
 
 from maxwell.calls.chat import FINAL, Call, chat
 from maxwell.calls.effects import Flow
 from maxwell.calls.state import PoolState
 from maxwell.errors import ConstraintBroken
-from maxwell.types import Completion
+from maxwell.types import Completion, Constraint, ConstraintKind
 
 V = TypeVar("V")
+
+MOST_TOLD = 4_000  # characters of a constraint that the model is told
 
 
 def obeying(state: PoolState, call: Call) -> Flow[Completion]:
@@ -53,8 +56,25 @@ def _read(done: Completion, read: Callable[[str], V]) -> V:
         raise ConstraintBroken(str(error), done) from error
 
 
+_DEMANDS: dict[ConstraintKind, str] = {
+    "json_schema": "JSON that obeys this schema: ",
+    "grammar": "what this grammar allows: ",
+    "choices": "exactly one of ",
+    "regex": "what this regular expression matches: ",
+}
+
+
+def _demand(constraint: Constraint) -> str:
+    """What the text must be, which the model cannot know where its server does not hold it to it."""
+    value = constraint.value if isinstance(constraint.value, str) else encode(constraint.value).decode()
+    return f" It must be {_DEMANDS[constraint.kind]}{value}" if len(value) <= MOST_TOLD else ""
+
+
 def _mended(call: Call, error: ConstraintBroken) -> Call:
     """The call with the broken reply and what is wrong with it."""
-    why = f"That is not as it must be: {error.violation}. Reply again, with nothing but the corrected text."
+    constraint = call.chat.constraint
+    must = "" if constraint is None else _demand(constraint)
+    again = f"Reply again, with nothing but the corrected text.{must}"
+    why = f"That is not as it must be: {error.violation}. {again}"
     messages = [*call.chat.messages, error.completion.message, {"role": "user", "content": why}]
     return replace(call, chat=replace(call.chat, messages=messages), repair=False)

@@ -68,8 +68,7 @@ def _ask(endpoint: Endpoint, book: HealthBook, clock: Clock) -> Flow[Health]:
     backend = get_backend(declared, family=known.family)
     props = Props()
     try:
-        health = yield from _state(backend, backend.probes(endpoint.root, endpoint.key), clock)
-        health = _still_of(known, health)
+        health = yield from _state(backend, backend.probes(endpoint.root, endpoint.key), known, clock)
         backend = get_backend(declared, family=health.family)
         if health.state == "up":
             health, props = yield from _with_props(health, backend, endpoint)
@@ -83,19 +82,22 @@ def _ask(endpoint: Endpoint, book: HealthBook, clock: Clock) -> Flow[Health]:
     return (yield from _with_load(health, backend, probes.load, clock, partial(book.own, endpoint.root)))
 
 
-def _still_of(known: Health, found: Health) -> Health:
-    """`found`, of the family and version that is known where it does not tell, as while it is down."""
-    family = found.family or known.family
+def _still_of(known: Health, found: Health, *, another: bool = False) -> Health:
+    """`found`, of the family and version that is known where it does not tell, as while it is down.
+
+    One that is seen to be `another` server by now is of the family that it tells alone.
+    """
+    family = found.family or ("" if another else known.family)
     version = known.version if family == known.family else ""
     return msgspec.structs.replace(found, family=family, version=found.version or version)
 
 
-def _state(backend: Backend, probes: Probes, clock: Clock) -> Flow[Health]:
+def _state(backend: Backend, probes: Probes, known: Health, clock: Clock) -> Flow[Health]:
     """The state, by `/health` and `/v1/models`, and by what stands elsewhere where there is no /v1."""
     status, headers, body = yield from fetch(probes.health, _LIMITS)
     state = backend.read_health(status, headers, body)
     if state not in (None, "up"):
-        return Health(state=state, at=clock.time(), detail=f"/health says {status}")
+        return _still_of(known, Health(state=state, at=clock.time(), detail=f"/health says {status}"))
     told = state
     status, headers, body = yield from fetch(probes.models, _LIMITS)
     reply = backend.read_models(status, headers, body)
@@ -104,7 +106,9 @@ def _state(backend: Backend, probes: Probes, clock: Clock) -> Flow[Health]:
     # A server whose /health is fine may have no list of models; one with neither is no LLM server.
     state = reply.state or told or "down"
     detail = "" if state == "up" else f"/v1/models says {status}"
-    return Health(state=state, at=clock.time(), detail=detail, models=reply.models, family=reply.family)
+    found = Health(state=state, at=clock.time(), detail=detail, models=reply.models, family=reply.family)
+    # Every family that is known by its list tells itself in it, and has one of the two paths.
+    return _still_of(known, found, another=bool(found.models) or state == "down")
 
 
 def _elsewhere(probes: Probes) -> Flow[ModelsReply | None]:

@@ -27,17 +27,21 @@ def judged(
         refused: Whether the model refused in words of its own.
 
     Raises:
-        ReplyCutOff: The tokens ran out before it was complete.
+        ReplyCutOff: The tokens ran out before it was complete, and it may have become one that obeys.
         ConstraintBroken: It does not obey; `kind` is "content_policy" where the model refused or a filter
             cut it off.
     """
     if refused:
         said = " ".join(done.text.split())[:200]
         raise ConstraintBroken(f'the model refused, "{said}"', done, kind="content_policy")
-    if done.finish_reason == "length":
-        raise ReplyCutOff(done)
-    from maxwell.constraints import violation  # heavy, and few calls have one
+    from maxwell.constraints import misbegun, violation  # heavy, and few calls have one
 
+    if done.finish_reason == "length":
+        asked = _wrapping(constraint) if wrapped else constraint
+        broken = misbegun(asked, done.text or done.reasoning * (not thinks))
+        if broken:  # more room would not mend it
+            raise ConstraintBroken(broken, done)
+        raise ReplyCutOff(done)
     if not thinks and not done.text and done.reasoning:
         done = msgspec.structs.replace(done, text=done.reasoning, reasoning="")
     broken = violation(_wrapping(constraint), done.text) if wrapped else ""

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
@@ -15,10 +15,8 @@ from maxwell.cli.render import print_json
 from maxwell.errors import MaxwellError, RegistryError
 from maxwell.local.gguf_header import read_header
 from maxwell.local.server import LocalServer, describe_status, entry_name, registry_entry
-from maxwell.registry.edit import add_entry, rewrite
+from maxwell.registry.edit import Section, add_entry, rewrite
 from maxwell.registry.locate import global_registry
-
-Kind = Literal["llms", "embeddings"]
 
 _INTERRUPTED = 130
 _NUMBER = click.IntRange(min=0)
@@ -70,9 +68,11 @@ def up(  # noqa: PLR0913 - click hands over each option by itself
 ) -> None:
     """Serve a GGUF model on this machine with llama.cpp and print its registry entry.
 
+    Chat, embeddings or reranking, as the model file says.
+
     Stays in the foreground; Ctrl-C stops the server. Needs pip install 'maxwell-lm[local]'.
     """
-    embedding = _serves_embeddings(model, embedding)
+    section = _section(model, embedding)
     key = _key(api_key_env)
     named = name or entry_name(model)
     target = registry or global_registry(os.environ)
@@ -87,20 +87,19 @@ def up(  # noqa: PLR0913 - click hands over each option by itself
         slots=parallel,
         threads=threads,
         api_key=key,
-        embedding=embedding,
+        embedding=section != "llms",
         verbose=verbose,
     )
     try:
         with _spinner(f"loading {model.name} and measuring it", shown=not verbose):
             url = server.wait_ready(timeout=None)
             entry = registry_entry(
-                url, model, name=named, api_key=key, api_key_env=api_key_env, embedding=embedding
+                url, model, name=named, api_key=key, api_key_env=api_key_env, section=section
             )
-        kind: Kind = "embeddings" if embedding else "llms"
         if add:
-            rewrite(target, lambda text: add_entry(text, kind, entry))
+            rewrite(target, lambda text: add_entry(text, section, entry))
         serving = True
-        where = f"added to {target}" if add else f'--add writes it under "{kind}" in {target}'
+        where = f"added to {target}" if add else f'--add writes it under "{section}" in {target}'
         _announce(entry, where, is_open=key is None and not _is_loopback(host))
         status = server.wait()
     except KeyboardInterrupt:
@@ -116,8 +115,8 @@ def up(  # noqa: PLR0913 - click hands over each option by itself
     _hint(f"stopped {named}")
 
 
-def _serves_embeddings(model: Path, wanted: bool | None) -> bool:
-    """What the user says, else what the file says."""
+def _section(model: Path, embedding: bool | None) -> Section:
+    """Where in the registry the entry belongs: what the user says, else what the file says."""
     try:
         header = read_header(model)
     except OSError as error:
@@ -125,8 +124,10 @@ def _serves_embeddings(model: Path, wanted: bool | None) -> bool:
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     if header.reranker:
-        raise click.ClickException(f"{model} is a reranker; a registry holds LLMs and embeddings only")
-    return header.embedding if wanted is None else wanted
+        if embedding is not None:
+            raise click.ClickException(f"{model} is a reranker; leave out --embedding and --chat")
+        return "rerankers"
+    return "embeddings" if (header.embedding if embedding is None else embedding) else "llms"
 
 
 def _key(variable: str | None) -> str | None:

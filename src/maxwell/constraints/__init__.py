@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from maxwell.constraints.check import constraint_of
 from maxwell.constraints.unhonoured import Unhonoured
-from maxwell.constraints.verify import violation
+from maxwell.constraints.verify import misbegun, violation
 
-__all__ = ["Unhonoured", "constraint_of", "violation"]
+__all__ = ["Unhonoured", "constraint_of", "misbegun", "violation"]

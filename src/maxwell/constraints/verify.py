@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,12 @@ from maxwell.types import Constraint
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
+
+
+_INCOMPLETE, _EMPTY = "it is not complete: ", "it is empty"
+_CUT = re.compile(r"\s*(?:t|tr|tru|f|fa|fal|fals|n|nu|nul|-?[0-9.eE+-]*)\s*")  # a word or a number begun
+_ESCAPE = 6  # characters of \u1234
+_FENCE = "`"  # of Markdown, which llama.cpp lets a model write around JSON and takes away at the end
 
 
 def violation(constraint: Constraint, text: str) -> str:
@@ -37,6 +44,37 @@ def violation(constraint: Constraint, text: str) -> str:
             return _of_rules(parse_gbnf(constraint.value), text)
 
 
+def misbegun(constraint: Constraint, text: str) -> str:
+    """Why no text that begins with `text` can obey, as far as that can be told; "" where one may.
+
+    For replies that were cut off: of a schema only that it is JSON is looked at.
+    """
+    match constraint.kind:
+        case "json_schema":
+            return _not_json_so_far(text)
+        case "choices":
+            begun = any(choice.startswith(text) for choice in constraint.value)
+            return "" if begun else f"{_quoted(text)} is the beginning of no choice"
+    broken = violation(constraint, text)
+    return "" if broken == _EMPTY or broken.startswith(_INCOMPLETE) else broken
+
+
+def _not_json_so_far(text: str) -> str:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        # What was cut in the midst of a text, an escape, a number or a word is told where that begins.
+        is_at_end = error.pos >= len(text.rstrip()) or _CUT.fullmatch(text, error.pos)
+        is_escape = error.msg.startswith("Invalid \\u") and len(text) - error.pos <= _ESCAPE
+        is_text = error.msg.startswith("Unterminated") or text.lstrip().startswith(_FENCE)
+        if is_at_end or is_escape or is_text:
+            return ""
+        return f"it is not JSON: {error.msg} (after {_tail(text[: error.pos])})"
+    except (ValueError, RecursionError):
+        return ""
+    return ""
+
+
 def _quoted(text: str) -> str:
     return repr(text) if len(text) <= 60 else f"{text[:60]!r}..."
 
@@ -50,7 +88,7 @@ def _of_rules(rules: Rules, text: str) -> str:
         return ""
     before = f"after {_tail(text[:index])}" if index else "at the beginning"
     if index == len(text):
-        return f"it is not complete: more must follow {before}" if text else "it is empty"
+        return f"{_INCOMPLETE}more must follow {before}" if text else _EMPTY
     return f"character {index + 1}, {text[index]!r}, does not fit {before}"
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +18,7 @@ from typing import Any, Self
 import msgspec
 
 from maxwell.errors import MaxwellError
+from maxwell.registry.edit import Section
 
 _READY = b"READY "
 _MEASURED_TOKENS = 64
@@ -45,7 +47,7 @@ class LocalServer:
             threads on busy cores than with one.
         alias: Name to serve the model under; its path when None.
         api_key: Key that callers must send; None = none needed.
-        embedding: Serve embeddings instead of chat.
+        embedding: Serve embeddings instead of chat; with a reranker's file, rank.
         verbose: Let llama.cpp log to stderr.
     """
 
@@ -200,11 +202,11 @@ def registry_entry(
     name: str | None = None,
     api_key: str | None = None,
     api_key_env: str | None = None,
-    embedding: bool = False,
+    section: Section = "llms",
 ) -> dict[str, Any]:
     """Describe a running llama.cpp server for the registry, by what it says and how fast it is.
 
-    One short generation (or embedding) is run on it.
+    One short generation (or embedding) is run on it; a reranker is only asked what it is.
 
     Args:
         server_url: Root URL of the server.
@@ -212,10 +214,10 @@ def registry_entry(
         name: Name of the entry.
         api_key: Key to ask the server with.
         api_key_env: Environment variable that will hold that key; written into the entry.
-        embedding: Whether it serves embeddings.
+        section: What it serves: the list of the registry that the entry is for.
 
     Returns:
-        An item for `llms`, or for `embeddings`.
+        An item for that list.
 
     Raises:
         LocalServerError: The server does not answer as llama.cpp does.
@@ -225,7 +227,7 @@ def registry_entry(
             served = server.ask("/v1/models")["data"][0]
             context: int = served["meta"]["n_ctx"]
             entry = {"name": name or entry_name(model), "api_base": server_url, "model": served["id"]}
-            entry |= _embedding_facts(server, context) if embedding else _chat_facts(server, context)
+            entry |= _FACTS[section](server, context)
         except (KeyError, IndexError, TypeError) as error:
             raise LocalServerError(f"{server_url} does not answer as llama.cpp does: {error!r}") from error
     if api_key_env is not None:
@@ -263,6 +265,17 @@ def _embedding_facts(server: _Questions, context: int) -> dict[str, Any]:
         "max_context": context,
         "tags": ["local"],
     }
+
+
+def _reranker_facts(_server: _Questions, context: int) -> dict[str, Any]:
+    return {"backend": "llamacpp", "max_context": context, "tags": ["local"]}
+
+
+_FACTS: dict[Section, Callable[[_Questions, int], dict[str, Any]]] = {
+    "llms": _chat_facts,
+    "embeddings": _embedding_facts,
+    "rerankers": _reranker_facts,
+}
 
 
 def _measured_speed(server: _Questions) -> float:

@@ -153,7 +153,7 @@ class Stage:
         url = self._servers[role.name].url
         file = self._models[role.model]
         if role is EMBEDDER:
-            return registry_entry(url, file, name=role.name, embedding=True) | role.fields
+            return registry_entry(url, file, name=role.name, section="embeddings") | role.fields
         measured = [registry_entry(url, file, name=role.name) for _ in range(2)]
         entry = max(measured, key=lambda e: float(e["capabilities"]["speed_tokens_per_sec"]))
         entry["capabilities"] |= role.capabilities

@@ -26,6 +26,8 @@ from maxwell.registry.wording import did_you_mean, path_text, shown
 MINIMAL = '{\n  "llms": [],\n  "embeddings": [],\n  "_schema_version": "1.0"\n}\n'
 LOCK_SECONDS = 10.0
 
+Section = Literal["llms", "embeddings", "rerankers"]
+
 
 class _Page(NamedTuple):
     """A text, what stands where in it, and how new text is written to look like it."""
@@ -45,7 +47,7 @@ class _Page(NamedTuple):
         return self.text[:start] + new + self.text[end:]
 
 
-def add_entry(text: str, kind: Literal["llms", "embeddings"], entry: dict[str, Any]) -> str:
+def add_entry(text: str, kind: Section, entry: dict[str, Any]) -> str:
     """The registry text with one more entry, at the end of its list.
 
     Raises:

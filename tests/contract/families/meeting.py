@@ -3,8 +3,8 @@
 A world says for every topic either what is to be found there (`expects`) or why it cannot be asked there
 (`lacks`). The tests are in `topics`, one function a topic, and whoever collects them names the worlds:
 
-    from wire.fixtures import *
-    from wire.topics import asked_of
+    from families.fixtures import *
+    from families.topics import asked_of
 
     WORLDS = [World("vllm", open_server, expects={"found_up": {"family": "vllm", ...}}, lacks={...})]
     globals().update(asked_of(WORLDS))
@@ -27,7 +27,7 @@ from maxwell.registry.specs import Registry
 
 Expected = Mapping[str, Any]
 NAME = "x"
-KEY_ENV = "WIRE_API_KEY"
+KEY_ENV = "FAMILIES_API_KEY"
 
 
 class Server(NamedTuple):

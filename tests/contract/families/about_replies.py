@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from wire.asking import CHAT, WEATHER, chat, lm_of
-from wire.meeting import NAME, Meeting
+from families.asking import CHAT, WEATHER, chat, lm_of
+from families.meeting import NAME, Meeting
 
 from maxwell.types import Completion
 

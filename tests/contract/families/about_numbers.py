@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from wire.asking import HELLO, state_of
-from wire.meeting import NAME, Meeting
+from families.asking import HELLO, state_of
+from families.meeting import NAME, Meeting
 
 from maxwell.errors import DimensionMismatch, InputTooLong
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from wire.meeting import NAME, Meeting
+from families.meeting import NAME, Meeting
 
 from maxwell.errors import BackendError
 from maxwell.handles import LLM

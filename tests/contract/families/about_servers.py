@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 import pytest
-from wire.asking import CHAT, HELLO, KEY, state_of
-from wire.meeting import NAME, Meeting
+from families.asking import CHAT, HELLO, KEY, state_of
+from families.meeting import NAME, Meeting
 
 from maxwell.errors import NoEligibleLM, StatusError
 from maxwell.lm_pool import LLMPool

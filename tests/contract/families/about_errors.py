@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from wire.asking import CHAT, IMAGE, WEATHER, chat, lm_of, refused
-from wire.meeting import NAME, Meeting
+from families.asking import CHAT, IMAGE, WEATHER, chat, lm_of, refused
+from families.meeting import NAME, Meeting
 
 from maxwell.errors import BackendError, NoEligibleLM, StatusError, StreamBroken
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import pytest
 
 for topics in ("constraints", "errors", "numbers", "replies", "servers"):
-    pytest.register_assert_rewrite(f"wire.about_{topics}")  # before they are imported
-pytest.register_assert_rewrite("wire.asking", "wire.topics")
+    pytest.register_assert_rewrite(f"families.about_{topics}")  # before they are imported
+pytest.register_assert_rewrite("families.asking", "families.topics")
 
-from wire.fixtures import meeting, pytest_generate_tests  # noqa: E402
-from wire.llamacpp_world import Llamas  # noqa: E402
+from families.fixtures import meeting, pytest_generate_tests  # noqa: E402
+from families.llamacpp_world import Llamas  # noqa: E402
 
 __all__ = ["llamas", "meeting", "pytest_generate_tests"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wire.meeting import Expected, Server, World
+from families.meeting import Expected, Server, World
 
 KEY = "a-key-for-loopback"
 LACKS = {

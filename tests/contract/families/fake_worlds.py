@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from wire.meeting import Expected, Server, World
+from families.meeting import Expected, Server, World
 
 from maxwell.testing import FakeServer, faults
 from maxwell.types import BackendName

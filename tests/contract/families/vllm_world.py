@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import pytest
+from families.meeting import Expected, Server, World
 from real_vllm import KEY, RealVLLM
-from wire.meeting import Expected, Server, World
 
 LACKS = {
     "how_busy": "what came before may still be at work",

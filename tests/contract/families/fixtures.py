@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wire.meeting import Meeting, World
+from families.meeting import Meeting, World
 
 __all__ = ["meeting", "pytest_generate_tests"]
 

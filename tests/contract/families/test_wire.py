@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from wire.fake_worlds import WORLDS as FAKED
-from wire.llamacpp_world import WORLDS as REAL
-from wire.recorded_worlds import WORLDS as RECORDED
-from wire.recorded_worlds import played, recorded
-from wire.topics import asked_of
+from families.fake_worlds import WORLDS as FAKED
+from families.llamacpp_world import WORLDS as REAL
+from families.recorded_worlds import WORLDS as RECORDED
+from families.recorded_worlds import played, recorded
+from families.topics import asked_of
 
 WORLDS = [*RECORDED, *FAKED, *REAL]
 globals().update(asked_of(WORLDS))

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from wire.meeting import World
-
-from wire import about_constraints, about_errors, about_numbers, about_replies, about_servers
+from families import about_constraints, about_errors, about_numbers, about_replies, about_servers
+from families.meeting import World
 
 MODULES = (about_constraints, about_errors, about_numbers, about_replies, about_servers)
 TESTS = {name: test for module in MODULES for name, test in vars(module).items() if name.startswith("test_")}
