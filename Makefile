@@ -19,7 +19,7 @@ demo: venv ## set up, then run the main job on llama.cpp servers with tiny model
 	@$(BIN)/maxwell demo
 
 test: check ## set up, then lint, type check and run every test
-	@$(BIN)/python -m pytest $(if $(PYTEST_STATUS),|| echo $$? > '$(PYTEST_STATUS)')
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(if $(PYTEST_STATUS),|| echo $$? > '$(PYTEST_STATUS)')
 
 test-vllm: venv $(if $(VLLM_PYTHON),,$(VLLM)/ready) ## run tests/vllm against a real vLLM: ten minutes, at first 3.4 GB
 	@VLLM_PYTHON='$(abspath $(or $(VLLM_PYTHON),$(VLLM)/bin/python))' $(BIN)/python -m pytest --timeout 1200 tests/vllm

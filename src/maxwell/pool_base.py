@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
+from typing import Any
 
 from maxwell.calls.effects import Flow
 from maxwell.calls.entries import Entry
@@ -25,7 +26,7 @@ from maxwell.receipts.book import ReceiptBook
 from maxwell.registry.endpoints import api_key
 from maxwell.registry.locate import maxwell_home
 from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Registry, RerankerSpec, Spec
-from maxwell.requirements import request
+from maxwell.requirements import request, request_with
 from maxwell.types import Requirements
 
 
@@ -138,6 +139,16 @@ class Pool:
 
     def _choose(self, name: str | None, needs: Requirements) -> Flow[Decision]:
         return choose(self._state, request(needs), name=name, prompt=needs.prompt)
+
+    def _choose_with(
+        self, name: str | None, needs: Requirements, options: Mapping[str, Any] | None
+    ) -> Flow[Decision]:
+        if not options:
+            return self._choose(name, needs)
+        # Servers count the bare prompt; beside pictures and instructions that is not the call's size.
+        counted = not (options.get("images") or options.get("system_prompt"))
+        wanted = request_with(needs, options)
+        return choose(self._state, wanted, name=name, prompt=needs.prompt if counted else None)
 
 
 def _secrets(registry: Registry, environ: Mapping[str, str]) -> set[str]:

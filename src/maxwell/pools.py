@@ -26,7 +26,7 @@ from maxwell.registry.load import load
 from maxwell.registry.locate import find, maxwell_home
 from maxwell.registry.lock import CANARIES
 from maxwell.registry.specs import Registry
-from maxwell.requirements import Needs, requirements
+from maxwell.requirements import Needs, PromptOptions, requirements
 from maxwell.rerankers import AsyncReranker, Reranker
 from maxwell.types import Message
 from maxwell.vectors import AsyncEmbedding, Embedding
@@ -117,9 +117,18 @@ class LLMPool(Pool):
         """
         return self._run(embed_canaries(self._state, texts, progress))
 
-    def explain(self, name: str | None = None, **needs: Unpack[Needs]) -> Decision:
-        """The decision that `get_lm` would take, with every candidate's terms and reasons; calls nothing."""
-        return self._run(self._choose(name, requirements(needs)))
+    def explain(
+        self, name: str | None = None, *, options: PromptOptions | None = None, **needs: Unpack[Needs]
+    ) -> Decision:
+        """The decision that `get_lm` would take, with every candidate's terms and reasons; calls nothing.
+
+        Args:
+            name: The only one that may be chosen.
+            options: What `generate` would be given: who cannot hold a reply to its schema, or take its images,
+                is not eligible.
+            **needs: Requirements as in `get_lm`.
+        """
+        return self._run(self._choose_with(name, requirements(needs), options))
 
     def health(self, *, refresh: bool = False) -> Sequence[Status]:
         """How every entry stands; asks those not asked in the last 30 seconds, or all when `refresh`."""
@@ -254,9 +263,11 @@ class AsyncLLMPool(Pool):
         """What every embedding makes of a few texts. See `LLMPool.embed_canaries`."""
         return await self._run(embed_canaries(self._state, texts, progress))
 
-    async def explain(self, name: str | None = None, **needs: Unpack[Needs]) -> Decision:
+    async def explain(
+        self, name: str | None = None, *, options: PromptOptions | None = None, **needs: Unpack[Needs]
+    ) -> Decision:
         """The decision that `get_lm` would take. See `LLMPool.explain`."""
-        return await self._run(self._choose(name, requirements(needs)))
+        return await self._run(self._choose_with(name, requirements(needs), options))
 
     async def health(self, *, refresh: bool = False) -> Sequence[Status]:
         """How every entry stands. See `LLMPool.health`."""

@@ -10,7 +10,7 @@ import msgspec
 from maxwell.decision import Request
 from maxwell.prefixes import blocks, text_of
 from maxwell.scheduler import check_weight
-from maxwell.tokens import IMAGE_TOKENS, TEMPLATE_TOKENS_PER_MESSAGE, PromptSize, utf8_length
+from maxwell.tokens import IMAGE_TOKENS, TEMPLATE_TOKENS_PER_MESSAGE, PromptSize, measure, utf8_length
 from maxwell.types import PLAIN, ChatCall, Features, Message, ReasoningEffort, Requirements, Tier
 
 
@@ -145,6 +145,23 @@ def request(needs: Requirements) -> Request:
         extra_tokens=TEMPLATE_TOKENS_PER_MESSAGE,
         prefix=blocks(text_of(prompt_messages(needs.prompt, None))),
     )
+
+
+def request_with(needs: Requirements, options: Mapping[str, Any]) -> Request:
+    """What the scheduler is to choose for, where the call will have these `PromptOptions`.
+
+    Raises as `chat_call`.
+    """
+    wanted = request(needs)
+    rest = {key: value for key, value in options.items() if value is not None}
+    if not rest:
+        return wanted
+    system_prompt, images = rest.pop("system_prompt", None), rest.pop("images", None)
+    chat = chat_call(prompt_messages(needs.prompt or "any", system_prompt, images), rest)
+    asked = chat_request(chat, wanted.needs, measure(chat.messages, chat.tools))
+    if needs.prompt is None:
+        return msgspec.structs.replace(asked, prompt_bytes=None, extra_tokens=0)
+    return msgspec.structs.replace(asked, prefix=wanted.prefix)
 
 
 def chat_request(chat: ChatCall, needs: Requirements, size: PromptSize) -> Request:

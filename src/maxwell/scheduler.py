@@ -278,6 +278,8 @@ def _score(c: Candidate, request: Request, assumed: int, weight: float) -> Score
         return Rejected(spec, "max_completion", completion, cap)
     thinking = spec.capabilities.thinking_tokens if request.thinking is None else request.thinking
     if thinking:
+        if assumed == LEAST_COMPLETION:  # where too little is left, half of it is for thinking
+            thinking = min(thinking, completion)
         completion = min(completion + thinking, cap)
     prompt = request.prompt_tokens.get(spec.name) if request.prompt_tokens else None
     if prompt is None:

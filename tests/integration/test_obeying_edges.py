@@ -153,6 +153,20 @@ def test_a_full_context_leaves_half_of_the_rest_to_the_reply(
     assert body["reasoning_budget_tokens"] == max(left - 100, left // 2)
 
 
+def test_an_entry_is_not_left_out_for_the_room_that_it_would_like(
+    fake_server: FakeServers, tmp_path: Path
+) -> None:
+    capabilities = {"max_tokens": 4_096, "max_context": 4_096, "thinking_tokens": 4_000}
+    server = fake_server(context=4_096)
+    text = "word " * 600
+    with Calls(tmp_path, entry(server, "one", capabilities=capabilities)).pool() as pool:
+        pool.get_lm(prompt=text).generate(text)
+        (done,) = pool.map([text])
+    assert done.error is None
+    for request in chats(server):
+        assert request.body["reasoning_budget_tokens"] == request.body["max_tokens"] // 2
+
+
 # --- time
 
 

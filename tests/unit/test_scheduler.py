@@ -9,13 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from maxwell import types
 from maxwell.amounts import duration
 from maxwell.decision import Candidate, Decision, Reason, Rejected, Request
 from maxwell.explain import Flip, flips, refusal, ways_out
 from maxwell.queueing import OCCUPANCY_FACTOR
 from maxwell.registry.specs import Capabilities, LLMSpec
 from maxwell.scheduler import check_weight, decide, request_mills
-from maxwell.types import PLAIN, Constraint, Features, HealthState, Requirements
+from maxwell.types import Constraint, Features, HealthState, Requirements
 
 ABILITIES = {
     "reasoning",
@@ -48,7 +49,7 @@ def pool(*specs: LLMSpec, **state: Any) -> list[Candidate]:
     return [Candidate(spec=spec, index=i, **state) for i, spec in enumerate(specs)]
 
 
-def asking(tokens: int | None = None, features: Features = PLAIN, **needs: Any) -> Request:
+def asking(tokens: int | None = None, features: Features = types.PLAIN, **needs: Any) -> Request:
     """A request with a prompt of about that many tokens, or without one."""
     return Request(
         needs=Requirements(**needs), prompt_bytes=None if tokens is None else 4 * tokens, features=features

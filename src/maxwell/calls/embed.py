@@ -228,7 +228,12 @@ class _Course:
         def once() -> Flow[list[list[float]]]:
             return embed_batch(self._state, entry, batch, task, truncate=truncate)
 
-        return insisting(self._state, entry, task, once, again=again)
+        try:
+            return (yield from insisting(self._state, entry, task, once, again=again))
+        except DimensionMismatch as error:
+            if self._spaces.recorded(entry) is None:
+                raise
+            raise self._spaces.refuse(entry, str(error)) from error
 
     def _prove(self, entry: Entry, task: Task, *, again: bool) -> Flow[None]:
         """Raises `VectorSpaceChanged` where the entry makes other vectors than the lock records."""
@@ -242,8 +247,6 @@ class _Course:
                 canaries = Batch(0, list(spaces.canaries))
                 made = yield from self._ask(entry, canaries, task, again=again)
                 spaces.compare(entry, made, state.known(entry))
-            except DimensionMismatch as error:
-                raise spaces.refuse(entry, str(error)) from error
             finally:
                 spaces.end(entry)
 

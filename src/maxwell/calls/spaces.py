@@ -36,6 +36,7 @@ PROVEN_SECONDS = 600.0  # after which an entry is asked again; one request of a 
 REFUSED_SECONDS = 60.0  # for which an entry of the wrong vectors is not thought of as another's substitute
 
 _Stamp = tuple[int, int, int]
+_UNSEEN: _Stamp = (0, 0, 0)
 
 
 class _Proof(NamedTuple):
@@ -114,7 +115,7 @@ class Spaces:
         assert isinstance(entry.spec, EmbeddingSpec)
         try:
             alike = likeness(one, locked(entry.spec, vectors, ""))
-        except ValueError:  # zeros
+        except ValueError:  # zeros, or beyond all bounds
             alike = 0.0
         if alike < LEAST_COSINE:
             raise self.refuse(entry, f"cosine {alike:.4f}, at least {LEAST_COSINE} was expected")
@@ -176,8 +177,10 @@ def _stamp(file: Path) -> _Stamp | None:
     """What changes when the file does; None where there is none."""
     try:
         seen = file.stat()
-    except OSError:
+    except FileNotFoundError:
         return None
+    except OSError:  # reading it will say why
+        return _UNSEEN
     return seen.st_mtime_ns, seen.st_size, seen.st_ino
 
 

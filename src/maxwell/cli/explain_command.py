@@ -18,16 +18,19 @@ from maxwell.cli.requirement_options import (
     registry_option,
     requirement_options,
 )
+from maxwell.cli.reply_options import reply_options, seeing
 from maxwell.decision import Decision, Scored
 from maxwell.explain import Flip, delay, flips, is_by_lot, standing, wait_or_spend
 from maxwell.lm_pool import LLMPool
 from maxwell.receipts import Choice, Ranked
+from maxwell.requirements import PromptOptions
 
 _EPILOG = """\b
 Examples:
   maxwell explain "Why is the sky blue?"
   maxwell explain -w 0.1 --tag coding - < long_prompt.txt
   maxwell explain --min-context 32000
+  maxwell explain --json-schema person.json "Who wrote Faust?"
 
 \b
 The score, higher is better:
@@ -72,6 +75,7 @@ _REJECTED = (Column("NOT ELIGIBLE"), Column("REASON", beneath="{}"))
 @click.command("explain", cls=Command, epilog=_EPILOG)
 @click.argument("words", metavar="[PROMPT]...", nargs=-1)
 @name_option
+@reply_options
 @json_option
 @registry_option
 @requirement_options
@@ -81,21 +85,23 @@ def explain(
     words: tuple[str, ...],
     needs: dict[str, Any],
     name: str | None,
+    how: dict[str, Any],
     as_json: bool,
     registry: str | None,
 ) -> None:
     """Show who would be chosen and why, without calling anybody.
 
-    "-" reads PROMPT from stdin. Without PROMPT the fastest LLM is chosen, with it the one of best score.
+    "-" reads PROMPT from stdin. Without PROMPT the fastest LLM is chosen, with it the one of best
+    score. Those whose servers cannot hold a reply to what it must obey are not eligible.
     """
     prompt = None
     if words:
         prompt = read_stdin("the prompt") if words == ("-",) else argument_text(words, "the prompt")
-    chosen_for = checked(needs, prompt)
+    chosen_for = checked(seeing(needs, how), prompt)
     with LLMPool.from_registry(registry) as pool:
         with waiting("asking the servers"):
             pool.health()  # all of them: the choice itself stops asking once the winner is certain
-            decision = pool.explain(name, **chosen_for)
+            decision = pool.explain(name, options=PromptOptions(**how), **chosen_for)
         out = pool.ways_out(decision)
     if as_json:
         print_json(_as_json(decision, out))

@@ -7,6 +7,7 @@ models, addresses, and the vectors of a few fixed texts, the canaries.
 from __future__ import annotations
 
 import math
+import stat
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ CANARIES = (
 # 0.997, q4_0 below 0.98, and another model is near 0. Between the two nobody is let in: an index that was
 # spoilt cannot be mended.
 LEAST_COSINE = 0.999
+MOST_BYTES = 64 * 1024 * 1024  # of the file; hundreds of embeddings take less
 # Where one server scales its vectors to length 1 and the other does not, products cannot be compared.
 MOST_STRETCH = 1.02
 
@@ -92,6 +94,9 @@ def read_lock(path: Path) -> Lock | None:
         RegistryError: It cannot be read, or is none of ours.
     """
     try:
+        seen = path.stat()
+        if not stat.S_ISREG(seen.st_mode) or seen.st_size > MOST_BYTES:
+            raise _unusable(path, "is no lock: it is no file, or far too large")
         lock = msgspec.json.decode(path.read_bytes(), type=Lock)
     except FileNotFoundError:
         return None
@@ -101,10 +106,15 @@ def read_lock(path: Path) -> Lock | None:
         raise _unusable(path, f"is no lock: {error}") from None
     if lock.version != VERSION:
         raise _unusable(path, f"is of version {lock.version}, this Maxwell knows {VERSION}")
+    firsts: dict[str, LockedEmbedding] = {}
     for one in lock.embeddings:
         sizes = {len(vector) for vector in one.vectors}
         if sizes != {2 * one.dimension} or not len(one.vectors) == len(one.lengths) == len(lock.canaries):
             raise _unusable(path, f"is no lock: the vectors of {shown(one.name)} are not whole")
+        first = firsts.setdefault(one.space, one)
+        if first is not one and not is_same_space(first, one):  # as after a merge of two versions
+            names = f"{shown(first.name)} and {shown(one.name)}"
+            raise _unusable(path, f"says that {names} share a space, but records other vectors")
     return lock
 
 
@@ -122,11 +132,13 @@ def locked(spec: EmbeddingSpec, vectors: Sequence[Sequence[float]], made: str) -
     """An entry with the canaries' vectors, in no space yet.
 
     Raises:
-        ValueError: A vector is all zeros; of such nothing can be told.
+        ValueError: A vector is all zeros, or too long; of such nothing can be told.
     """
     lengths = [math.hypot(*vector) for vector in vectors]
-    if not all(lengths):
-        raise ValueError(f"{spec.name}: its server gives a vector of zeros; does it serve embeddings?")
+    if not all(0.0 < length < math.inf for length in lengths):
+        raise ValueError(
+            f"{spec.name}: its server gives a vector of zeros or without bounds; does it serve embeddings?"
+        )
     return LockedEmbedding(
         name=spec.name,
         model=spec.model,
@@ -201,4 +213,5 @@ def _unpacked(vector: bytes) -> tuple[float, ...]:
 
 def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
     lengths = math.hypot(*one) * math.hypot(*other)
-    return math.fsum(map(float.__mul__, one, other)) / lengths if lengths else 0.0
+    # What a damaged file holds may be no number.
+    return math.fsum(map(float.__mul__, one, other)) / lengths if 0.0 < lengths < math.inf else 0.0
