@@ -124,7 +124,7 @@ class Pool:
     def ways_out(self, decision: Decision) -> list[str]:
         """What would make something eligible, nearest first; empty when something is."""
         entries = [self._state.llm(no.spec.name) for no in decision.rejected]
-        return ways_out(self._state.candidates(entries), decision)
+        return ways_out(self._state.candidates(entries, request=decision.request), decision)
 
     def _close_books(self) -> None:
         # What cannot be written now is tried again, and the end of the process says what was not. The calls

@@ -124,8 +124,8 @@ class LLMPool(Pool):
 
         Args:
             name: The only one that may be chosen.
-            options: What `generate` would be given: who cannot hold a reply to its schema, or take its images,
-                is not eligible.
+            options: What `generate` would be given: who cannot hold a reply to its schema, or take its
+                images, is not eligible.
             **needs: Requirements as in `get_lm`.
         """
         return self._run(self._choose_with(name, requirements(needs), options))

@@ -46,7 +46,8 @@ class _ChosenReranker:
     ) -> Flow[list[Ranked]]:
         if not isinstance(query, str):
             raise TypeError(f"query must be a str, not {query!r}")
-        if isinstance(documents, str) or not all(isinstance(d, str) for d in documents):
+        listed = [] if isinstance(documents, str) else list(documents)  # an iterator gives them only once
+        if isinstance(documents, str) or not all(isinstance(d, str) for d in listed):
             raise TypeError("documents must be a sequence of str")
         if top_n is not None and (isinstance(top_n, bool) or not isinstance(top_n, int)):
             raise TypeError(f"top_n must be a whole number, not {top_n!r}")
@@ -57,7 +58,7 @@ class _ChosenReranker:
             self._state,
             self._entry,
             query,
-            list(documents),
+            listed,
             asked=self._asked,
             top_n=top_n,
             seconds=timeout,

@@ -44,13 +44,14 @@ class _ChosenEmbedding:
         return f"{type(self).__name__}({self.name!r})"
 
     def _flow(self, texts: Sequence[str], truncate: bool, timeout: float | None) -> Flow[Vectors]:
-        if isinstance(texts, str) or not all(isinstance(t, str) for t in texts):
+        listed = [] if isinstance(texts, str) else list(texts)  # an iterator gives them only once
+        if isinstance(texts, str) or not all(isinstance(t, str) for t in listed):
             raise TypeError("texts must be a sequence of str; for a single text there is embed()")
         check_timeout(timeout)
         return embed(
             self._state,
             self._entry,
-            texts,
+            listed,
             spaces=self._spaces,
             asked=self._asked,
             truncate=truncate,

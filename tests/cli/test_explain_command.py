@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import Result
 from command_line import one_line, unreachable, unstyled
 
-from maxwell.lm_pool import LLMPool
+from maxwell.lm_pool import AsyncLLMPool, LLMPool
 from maxwell.testing import FakeServer, faults
 from maxwell.testing.fixtures import FakeServers, WriteRegistry
 
@@ -253,3 +255,69 @@ def test_a_terminal_of_any_width_shows_everything(
     flat = " ".join(shown.split())
     for words in ("cheap is chosen over fast", "flips to fast above", "400 tok/s", "+ 512", "score = -cost"):
         assert words in flat
+
+
+@pytest.fixture
+def family(fake_server: FakeServers, write_registry: WriteRegistry) -> None:
+    """A vLLM that sees and a faster llama.cpp that does not."""
+    fast, seeing = fake_server("llamacpp"), fake_server("vllm", vision=True)
+    write_registry(
+        fast.llm_entry("fast", capabilities={"speed_tokens_per_sec": 400}),
+        seeing.llm_entry("seeing", capabilities={"speed_tokens_per_sec": 100, "vision": True}),
+    )
+
+
+def test_those_that_cannot_hold_a_reply_to_it_are_not_eligible_and_why_is_told(
+    run: Run, fake_server: FakeServers, write_registry: WriteRegistry, tmp_path: Path
+) -> None:
+    paid, local = fake_server("openai"), fake_server("llamacpp")
+    write_registry(paid.llm_entry("paid"), local.llm_entry("local"))
+    grammar = tmp_path / "g.gbnf"
+    grammar.write_text('root ::= "yes" | "no"')
+    for words in ([], ["Is it?"]):
+        told_so = told(run("explain", "--json", "--grammar", str(grammar), *words))
+        assert told_so["chosen"] == "local"
+        (no,) = told_so["rejected"]
+        assert (no["name"], no["reason"]) == ("paid", "cannot")
+        assert "grammar" in no["detail"]
+
+
+def test_a_picture_needs_one_that_sees(run: Run, family: None, tmp_path: Path) -> None:
+    picture = tmp_path / "dot.png"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert told(run("explain", "--json"))["chosen"] == "fast"
+    seen = told(run("explain", "--json", "--image", str(picture), "What is it?"))
+    assert seen["chosen"] == "seeing"
+    bare = told(run("explain", "--json", "--name", "seeing", "What is it?"))
+    assert seen["ranked"][0]["prompt_tokens"] > bare["ranked"][0]["prompt_tokens"] + 100
+
+
+def test_what_is_wrong_with_a_constraint_is_told(run: Run, family: None) -> None:
+    result = run("explain", "--regex", "[a-", "Hi")
+    assert result.exit_code == 2
+    assert "character 1: a [ without its ]" in one_line(result)
+
+
+def test_the_library_explains_the_same_in_coroutines(family: None) -> None:
+    async def chosen() -> str | None:
+        pool = AsyncLLMPool.from_registry()
+        try:
+            picture = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+            decision = await pool.explain(options={"images": [picture], "max_tokens": 20})
+        finally:
+            await pool.close()
+        assert decision.request.needs.max_completion == 20
+        return None if decision.chosen is None else decision.chosen.spec.name
+
+    assert asyncio.run(chosen()) == "seeing"
+    with LLMPool.from_registry() as pool, pytest.raises(TypeError, match="unknown option 'choice'"):
+        pool.explain(options={"choice": ["a"]})  # type: ignore[arg-type] # on purpose
+
+
+def test_no_way_out_is_named_that_cannot_take_the_picture(
+    run: Run, fake_server: FakeServers, write_registry: WriteRegistry
+) -> None:
+    write_registry(fake_server("llamacpp").llm_entry("blind"))
+    result = run("explain", "--json", "--image", "https://example.org/a.png", "What is it?")
+    assert result.exit_code == 4
+    assert told(result)["ways_out"] == []

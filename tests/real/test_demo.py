@@ -26,6 +26,7 @@ STEPS = (
     "By name",
     "By prompt",
     "By capability",
+    "A reply that must obey",
     "An embedding",
     "Explain",
     "The chosen server is killed",
@@ -135,7 +136,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Demo, str]
 
 def step(said: str, title: str) -> str:
     """What was said under one heading."""
-    found = re.search(rf"^\d\. {title}.*?(?=^\d\. |^Done:)", said, re.MULTILINE | re.DOTALL)
+    found = re.search(rf"^\d+\. {title}.*?(?=^\d+\. |^Done:)", said, re.MULTILINE | re.DOTALL)
     assert found is not None, said
     return found[0]
 
@@ -148,8 +149,8 @@ def names_chosen(text: str) -> list[str]:
 
 
 def test_every_step_is_there_in_order(whole: tuple[Demo, str]) -> None:
-    headings = re.findall(r"^(\d)\. (.+)$", whole[1], re.MULTILINE)
-    assert [int(number) for number, _ in headings] == list(range(1, 10))
+    headings = re.findall(r"^(\d+)\. (.+)$", whole[1], re.MULTILINE)
+    assert [int(number) for number, _ in headings] == list(range(1, len(STEPS) + 1))
     for (_, heading), start in zip(headings, STEPS, strict=True):
         assert heading.startswith(start)
 
@@ -189,6 +190,18 @@ def test_capabilities_choose_and_the_impossible_is_explained(whole: tuple[Demo, 
     assert names_chosen(text) == ["free-slow", "free-medium"]
     assert "NoEligibleLM: no LLM can be chosen: " in text
     assert "start switched-off at http://127.0.0.1:" in text
+
+
+def test_constraints_are_obeyed(whole: tuple[Demo, str]) -> None:
+    text = step(whole[1], "A reply that must obey")
+    by_schema, by_choice = re.findall(r"^   (\S+) obeyed: (.+)$", text, re.MULTILINE)
+    assert by_schema[0] == "paid-fast"
+    reply = json.loads(by_schema[1])
+    assert set(reply) == {"mood", "sure"}
+    assert reply["mood"] in ("calm", "cross")
+    assert isinstance(reply["sure"], bool)
+    assert by_choice[0] == "free-slow"
+    assert by_choice[1] in ("yes", "no")
 
 
 def test_embedding_has_its_dimension(whole: tuple[Demo, str]) -> None:

@@ -160,6 +160,15 @@ def test_a_family_is_known_by_the_owner_of_its_models(owner: str, family: str) -
     assert read_models(200, {}, models(owner)).family == family
 
 
+def test_ollama_names_the_user_as_owner_of_models_from_other_hosts() -> None:
+    def family(id: str, owner: str) -> str:
+        return read_models(200, {}, msgspec.json.encode({"data": [{"id": id, "owned_by": owner}]})).family
+
+    assert family("hf.co/bartowski/Qwen3-GGUF:Q4_K_M", "bartowski") == "ollama"
+    assert family("hf.co/bartowski/Qwen3-GGUF:Q4_K_M", "somebody") == ""
+    assert family("deepseek/deepseek-r1:free", "deepseek") == ""  # as relays name models
+
+
 def test_vllm_tells_its_version_at_the_root() -> None:
     assert read_version(200, b'{"version":"0.33.0"}').version == "0.33.0"
     assert "/version" in every_request(VLLM)

@@ -264,7 +264,6 @@ def test_each_choice_has_a_place_and_only_the_first_is_ours() -> None:
     assert done(frame(choices=[second, first]), ends(), DONE).text == "ours"
 
 
-@pytest.mark.xfail(reason="an aborted reply passes for a whole one")
 @pytest.mark.parametrize("reason", ["abort", "error"])
 def test_vllm_s_abort_and_error_are_no_ends(reason: str) -> None:
     with pytest.raises(BackendError):

@@ -95,6 +95,9 @@ _OWNERS = {
     "me": "llama-cpp-python",
     "infinity": "infinity-v1",
 }
+# A model that Ollama has from another host than its own, such as hf.co/bartowski/Qwen3-GGUF:Q4_K_M. It names
+# the part before the model's name as the owner.
+_PULLED = re.compile(r"[\w-]+(?:\.[\w-]+)+/([^/]+)/[^/:]+:[^/:]+")
 
 
 def read_health(status: int, headers: Mapping[str, str], body: bytes) -> HealthState | None:
@@ -291,6 +294,9 @@ def _family(cards: Sequence[dict[str, Any]]) -> str:
             return _OWNERS[owner]
         if owner.split("-")[0] in ("openai", "system"):
             return "openai"
+        pulled = _PULLED.fullmatch(str(card.get("id")))
+        if pulled is not None and pulled[1] == owner:
+            return "ollama"
         if owner and owner == card.get("id") and card.get("created") == 0:
             return "tgi"
     return ""

@@ -11,9 +11,10 @@ from maxwell.backends.wire import decode_chunk
 from maxwell.calls.effects import Emit, Exchange, Flow, Pull, TransportError
 from maxwell.calls.reply import Reply
 from maxwell.calls.sse import SSEParser
-from maxwell.errors import DecodeError
+from maxwell.errors import DecodeError, StatusError
 
 DONE = b"[DONE]"
+GIVEN_UP = ("abort", "error")  # finish reasons of a generation that the server gave up: vLLM's, OpenRouter's
 IDLE_SECONDS = 60.0  # without a word of the reply, once it has begun
 DRAIN_SECONDS = 1.0  # a stream that said everything may take this long to end, or its connection is dropped
 MOST_DOCUMENT = 64 * 1024 * 1024  # bytes of a reply that is not streamed
@@ -43,7 +44,7 @@ def read(  # noqa: PLR0913 - what is read, how, and what must not be said of it
 
     Raises:
         DecodeError: It is not the protocol, or it ends without a finish reason.
-        StatusError: The server reports an error in it.
+        StatusError: The server reports an error in it, or gave it up.
         TransportError: It broke off.
     """
     # A server that does not say what it sends is believed to do as it was asked.
@@ -53,6 +54,9 @@ def read(  # noqa: PLR0913 - what is read, how, and what must not be said of it
         yield from _read_document(exchange, reply, now, emit)
     if reply.error is not None:
         raise backend.frame_error(reply.error, reply.spec.name, secrets=secrets)
+    if reply.finish_reason in GIVEN_UP:
+        words = f"the server gave the reply up (finish_reason {reply.finish_reason!r})"
+        raise StatusError(words, llm=reply.spec.name, kind="server_error")
     if reply.finish_reason is None:
         raise DecodeError("the reply ended without a finish reason", llm=reply.spec.name, kind="bad_reply")
 

@@ -15,7 +15,8 @@ from maxwell.cli.list_command import show_statuses
 from maxwell.cli.render import Column, hint, is_terminal, money, number, plural, say, table
 from maxwell.decision import Scored
 from maxwell.errors import MaxwellError, StreamBroken
-from maxwell.local.showcase import (
+from maxwell.local.showcase import Stage
+from maxwell.local.tour import (
     Booked,
     Chosen,
     Code,
@@ -25,7 +26,6 @@ from maxwell.local.showcase import (
     Note,
     Replied,
     Shown,
-    Stage,
     Standing,
     tour,
 )
@@ -49,7 +49,7 @@ _NEXT = (
     ("maxwell up your-model.gguf --add", "serve a model of your own and declare it"),
     ("maxwell list", "see how all your models stand"),
     ('maxwell ask "Why is the sky blue?"', "ask the best one"),
-    ("docs/specification.md", "what a registry may hold"),
+    ("docs/registry.md", "what a registry may hold"),
 )
 _BOOKS = (Column("NAME"), Column("TOKENS TODAY", right=True), Column("COST", right=True))
 

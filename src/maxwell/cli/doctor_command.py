@@ -41,8 +41,8 @@ from maxwell.cli.requirement_options import json_option, registry_option
 from maxwell.cli.standing import place
 from maxwell.errors import Problem, RegistryError
 from maxwell.registry.edit import place_of, rewrite, set_field
-from maxwell.registry.load import read
-from maxwell.registry.wording import HIDDEN, looks_secret
+from maxwell.registry.load import digest_of, read
+from maxwell.registry.wording import HIDDEN, names_secret, without_secrets
 
 _EPILOG = """\b
 Examples:
@@ -64,7 +64,7 @@ _COLUMNS = (
     Column("USE", beneath="use {}"),
     Column("FINDING", beneath="{}"),
 )
-_WORD = re.compile(r'[^\s"]+')
+_STRING = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?')
 _DIFF_STYLES = {"+": "green", "-": "red", "@": "cyan"}
 
 
@@ -251,7 +251,10 @@ def _lie_as_json(lie: Lie) -> dict[str, Any]:
 
 def _corrected(report: Report) -> tuple[str, str]:
     """The registry's text as it stands, and with every lie replaced whose true value is known."""
-    old = new = read(report.path).decode()
+    data = read(report.path)
+    if digest_of(data) != report.digest:
+        raise _changed(str(report.path))
+    old = new = data.decode()
     for lie in report.fixable:
         new = set_field(new, (*place_of(new, lie.entry), *lie.where[2:]), lie.fix)
     return old, new
@@ -260,21 +263,35 @@ def _corrected(report: Report) -> tuple[str, str]:
 def _unless_changed(text: str, old: str, new: str) -> str:
     """What was shown is what is written: a file that has changed meanwhile stays."""
     if text != old:
-        message = "was changed by somebody else meanwhile; nothing was written, run it again"
-        raise RegistryError("", [Problem("", message)])
+        raise _changed()
     return new
+
+
+def _changed(file: str = "") -> RegistryError:
+    message = "was changed by somebody else meanwhile; nothing was written, run it again"
+    return RegistryError(file, [Problem("", message)])
 
 
 def _diff(old: str, new: str, name: str) -> str:
     import difflib
 
     one, other = ([line.rstrip("\r") for line in text.split("\n")] for text in (old, new))
-    return "\n".join(_hushed(line) for line in difflib.unified_diff(one, other, name, name, n=2, lineterm=""))
+    lines = list(difflib.unified_diff(one, other, name, name, n=2, lineterm=""))
+    return "\n".join([*lines[:2], *map(_hushed, lines[2:])])
 
 
 def _hushed(line: str) -> str:
-    """A line without what looks like an API key."""
-    return _WORD.sub(lambda word: HIDDEN if looks_secret(word[0]) else word[0], line)
+    """A line of JSON without what looks like an API key, or stands under such a name."""
+    key = ""
+
+    def hush(found: re.Match[str]) -> str:
+        nonlocal key
+        said = json.loads(found[1], strict=False)
+        told = HIDDEN if names_secret(key) and not found[2] else without_secrets(said)
+        key = said if found[2] else key
+        return found[0] if told == said else json.dumps(told, ensure_ascii=False) + (found[2] or "")
+
+    return _STRING.sub(hush, line)
 
 
 def _may_write(diff: str, values: int, *, yes: bool, as_json: bool) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import click
 
 from maxwell.cli.render import Cell, Column, is_terminal, number, print_json, say, table, waiting
+from maxwell.cli.reply_options import reply_options, seeing
 from maxwell.cli.requirement_options import (
     Command,
     argument_text,
@@ -18,7 +19,6 @@ from maxwell.cli.requirement_options import (
     registry_option,
     requirement_options,
 )
-from maxwell.cli.reply_options import reply_options, seeing
 from maxwell.decision import Decision, Scored
 from maxwell.explain import Flip, delay, flips, is_by_lot, standing, wait_or_spend
 from maxwell.lm_pool import LLMPool
@@ -80,7 +80,7 @@ _REJECTED = (Column("NOT ELIGIBLE"), Column("REASON", beneath="{}"))
 @registry_option
 @requirement_options
 @click.pass_context
-def explain(
+def explain(  # noqa: PLR0913 - click hands over each option by itself
     ctx: click.Context,
     words: tuple[str, ...],
     needs: dict[str, Any],
@@ -101,7 +101,7 @@ def explain(
     with LLMPool.from_registry(registry) as pool:
         with waiting("asking the servers"):
             pool.health()  # all of them: the choice itself stops asking once the winner is certain
-            decision = pool.explain(name, options=PromptOptions(**how), **chosen_for)
+            decision = pool.explain(name, options=cast(PromptOptions, how), **chosen_for)
         out = pool.ways_out(decision)
     if as_json:
         print_json(_as_json(decision, out))

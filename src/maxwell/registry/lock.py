@@ -7,6 +7,7 @@ models, addresses, and the vectors of a few fixed texts, the canaries.
 from __future__ import annotations
 
 import math
+import os
 import stat
 import struct
 from collections.abc import Sequence
@@ -95,7 +96,7 @@ def read_lock(path: Path) -> Lock | None:
     """
     try:
         seen = path.stat()
-        if not stat.S_ISREG(seen.st_mode) or seen.st_size > MOST_BYTES:
+        if stat.S_ISFIFO(seen.st_mode) or seen.st_size > MOST_BYTES:  # reading it might never end
             raise _unusable(path, "is no lock: it is no file, or far too large")
         lock = msgspec.json.decode(path.read_bytes(), type=Lock)
     except FileNotFoundError:
@@ -123,9 +124,17 @@ def _unusable(path: Path, why: str) -> RegistryError:
 
 
 def write_lock(path: Path, lock: Lock) -> None:
-    """Replace the file whole. Raises OSError."""
+    """Replace the file whole; a symbolic link stays one, and its target is written.
+
+    Raises:
+        RegistryError: It cannot be written; the old one is untouched.
+    """
     text = msgspec.json.format(msgspec.json.encode(lock), indent=2)
-    write_atomically(path, text + b"\n")
+    try:
+        write_atomically(Path(os.path.realpath(path)), text + b"\n")
+    except OSError as error:
+        problem = Problem("", f"cannot be written: {error.strerror or error}")
+        raise RegistryError(str(path), [problem]) from None
 
 
 def locked(spec: EmbeddingSpec, vectors: Sequence[Sequence[float]], made: str) -> LockedEmbedding:

@@ -24,6 +24,8 @@ _SECRET = re.compile(
 )
 _SECRET_INSIDE = re.compile(rf"(?i:bearer) +\S{{8,}}|(?<![\w-]){_KEY_PREFIX}")
 _CREDENTIALS = re.compile(r"^(\w+:/+)?.*@", re.DOTALL)
+_LOGIN = re.compile(r"//[^/\s]*@")
+_WORD = re.compile(r"\S+")
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_$-]+")
 
 
@@ -35,6 +37,17 @@ def is_own_key(key: str) -> bool:
 def looks_secret(text: str) -> bool:
     """Whether a text looks like an API key."""
     return bool(_SECRET.match(text))
+
+
+def without_secrets(text: str) -> str:
+    """The text with everything hidden that looks like an API key or a password, wherever it stands."""
+    words = _WORD.sub(lambda word: HIDDEN if looks_secret(word[0]) else word[0], text)
+    return _SECRET_INSIDE.sub(HIDDEN, _LOGIN.sub(f"//{HIDDEN}@", words))
+
+
+def names_secret(key: str) -> bool:
+    """Whether what stands under this key is not to be shown. `api_key_env` names a variable, not a key."""
+    return key != "api_key_env" and bool(_SECRET_KEY.search(key))
 
 
 def printable(text: str) -> str:
