@@ -12,7 +12,7 @@ from maxwell.calls.effects import Flow
 from maxwell.calls.obeying import obeying, parsing
 from maxwell.calls.state import PoolState
 from maxwell.decision import Decision
-from maxwell.errors import EmptyReply
+from maxwell.errors import EmptyReply, StatusError
 from maxwell.registry.specs import LLMSpec
 from maxwell.requirements import (
     ChatOptions,
@@ -142,6 +142,9 @@ class _ChosenLLM:
         done = yield from obeying(self._state, call)
         if done.finish_reason == "length" and not done.text:
             raise EmptyReply(done)
+        if done.finish_reason == "content_filter" and not done.text:
+            words = "the server's content filter kept the whole reply back"
+            raise StatusError(words, llm=done.llm, kind="content_policy")
         if done.finish_reason == "length" and call.chat.max_tokens is None:
             log.warning("%s: the reply was cut off after %d tokens", done.llm, done.usage.completion_tokens)
         return done

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_spaces import DIMENSION, EMBED, Locked, lock, locked, proofs, serve, tagged, texts_of
+from test_spaces import DIMENSION, EMBED, Locked, locked, proofs, serve, tagged, texts_of
 
 from maxwell.errors import BackendError, DimensionMismatch, RegistryError, VectorSpaceChanged
 from maxwell.lm_pool import AsyncLLMPool, LLMPool
@@ -31,10 +31,10 @@ Serve = Callable[..., FakeServer]
 def rewritten(registry: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change each record of the lock."""
     file = lock_file(registry)
-    lock = json.loads(file.read_text(encoding="utf-8"))
-    for one in lock["embeddings"]:
+    held = json.loads(file.read_text(encoding="utf-8"))
+    for one in held["embeddings"]:
         change(one)
-    file.write_text(json.dumps(lock), encoding="utf-8")
+    file.write_text(json.dumps(held), encoding="utf-8")
 
 
 # --- the lock
@@ -197,13 +197,3 @@ def test_ten_thousand_documents_are_ranked_by_one_server(
         ranked = pool.get_reranker().rerank("a warm cat", documents, top_n=2)
         assert [one.index for one in ranked] == [9_876, 0]  # of equals the first
         assert pool.usage()["r"].calls == len(server.requests_to("/v1/rerank")) == 10
-
-
-def test_a_lock_made_anew_keeps_to_its_file(serve: Serve, locked: Locked) -> None:
-    path = locked(tagged(serve(), "a"))
-    before = read_lock(lock_file(path))
-    lock(path)
-    after = read_lock(lock_file(path))
-    assert before is not None
-    assert after is not None
-    assert before.embeddings[0].vectors == after.embeddings[0].vectors
