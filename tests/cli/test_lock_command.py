@@ -123,6 +123,17 @@ def test_who_cannot_be_asked_keeps_its_record(three: Set, run: Run) -> None:
     assert run("registry", "lock", "--check").exit_code == 1
 
 
+def test_who_was_down_a_moment_ago_is_asked_again(three: Set, run: Run) -> None:
+    run("registry", "lock")
+    three.b.stop()
+    result = run("registry", "lock", "--check")
+    assert result.exit_code == 1
+    assert "could not be asked" in result.stdout
+    assert "2 of 3 embeddings as locked" in result.stdout
+    three.b.start()
+    assert run("registry", "lock", "--check").exit_code == 0
+
+
 def test_who_was_never_asked_is_left_out(three: Set, run: Run) -> None:
     three.b.stop()
     result = run("registry", "lock")

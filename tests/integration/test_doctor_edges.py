@@ -1,9 +1,8 @@
-"""The doctor where something is in the way: files that change, odd files, secrets, servers that are silent."""
+"""The doctor where something is in the way: files that change, odd files, secrets, silent servers."""
 
 from __future__ import annotations
 
 import json
-import os
 import socket
 import threading
 import time
@@ -37,9 +36,9 @@ def run(maxwell_home: object) -> Run:
 
 @pytest.fixture
 def lying(fake_server: FakeServers, write_registry: WriteRegistry) -> Path:
-    """One embedding whose dimension is wrong, and beside it a remark of one's own to be filled in."""
+    """One embedding whose dimension is wrong."""
     server = fake_server("vllm", embeddings=True, dimension=48)
-    return write_registry(server.embedding_entry("vec", dimension=64, _remark="REMARK"))
+    return write_registry(server.embedding_entry("vec", dimension=64))
 
 
 def with_remark(file: Path, key: str, value: Any) -> None:
@@ -79,14 +78,11 @@ def test_a_diff_shows_no_secret_wherever_it_stands(
     assert secret in lying.read_text(encoding="utf-8")
 
 
-def test_a_diff_shows_what_is_no_secret(run: Run, lying: Path) -> None:
+def test_a_diff_shows_what_is_no_secret(run: Run, lying: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_remark(lying, "api_key_env", "BOX_KEY")
     with_remark(lying, "_note", 'C:\\models\\a "good" one, see me@home and //host/share')
-    os.environ["BOX_KEY"] = "sk-canary-4711"
-    try:
-        result = run("--fix", "--yes")
-    finally:
-        del os.environ["BOX_KEY"]
+    monkeypatch.setenv("BOX_KEY", "sk-canary-4711")
+    result = run("--fix", "--yes")
     assert '"api_key_env": "BOX_KEY"' in result.stdout
     assert '"_note": "C:\\\\models\\\\a \\"good\\" one, see me@home and //host/share"' in result.stdout
     assert "(hidden)" not in result.stdout
@@ -172,9 +168,7 @@ def test_an_entry_without_a_budget_is_asked_for_no_vector(
     assert server.requests_to(EMBED) == []
 
 
-def test_notes_are_never_written(
-    fake_server: FakeServers, write_registry: WriteRegistry, run: Run
-) -> None:
+def test_notes_are_never_written(fake_server: FakeServers, write_registry: WriteRegistry, run: Run) -> None:
     server = fake_server(context=4096)
     file = write_registry(server.llm_entry("chat", capabilities={"max_context": 1024, "max_tokens": 512}))
     before = file.read_bytes()

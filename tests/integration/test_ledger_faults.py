@@ -35,8 +35,10 @@ from pathlib import Path
 from maxwell.errors import LedgerError, NoEligibleLM
 from maxwell.lm_pool import AsyncLLMPool, LLMPool
 from maxwell.registry.load import decode
+from maxwell.registry.specs import Registry
 
-home, registry = Path(sys.argv[1]), decode(sys.argv[2].encode(), "test")
+home, file = Path(sys.argv[1]), decode(sys.argv[2].encode(), "test")
+registry = Registry(llms=file.llms, embeddings=file.embeddings)
 books = ("budget", "priced", "both")
 
 def make(kind=LLMPool, where=home):

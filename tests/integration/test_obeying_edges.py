@@ -444,3 +444,12 @@ def test_a_refusal_in_the_first_frame_costs_nothing(
         calls.ask(mode)
     used = calls.used("one")
     assert (used.tokens, used.held_tokens) == (0, 0)
+
+
+def test_a_reply_that_a_filter_kept_back_is_no_empty_text(fake_server: FakeServers, tmp_path: Path) -> None:
+    server = fake_server()
+    nothing = {"message": {"role": "assistant", "content": ""}, "finish_reason": "content_filter"}
+    server.fail(faults.Status(200, {"choices": [nothing]}))
+    with pytest.raises(StatusError, match="content filter") as caught:
+        Calls(tmp_path, entry(server, "one")).ask("generate")
+    assert caught.value.kind == "content_policy"

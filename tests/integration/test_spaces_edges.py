@@ -1,4 +1,4 @@
-"""Vector spaces and rerankers where something is in the way: damaged locks, swaps in the middle, odd input."""
+"""Vector spaces and rerankers where something is in the way: damaged locks, swaps, cancels, odd input."""
 
 from __future__ import annotations
 

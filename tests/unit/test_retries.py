@@ -36,6 +36,7 @@ HOPELESS: tuple[Fault, ...] = (
     "model_missing",
     "timeout",
     "bad_reply",
+    "constraint_broken",
 )
 
 

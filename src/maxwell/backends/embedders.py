@@ -7,9 +7,8 @@ from typing import ClassVar
 
 import msgspec
 
-from maxwell.backends import listing
 from maxwell.backends.base import Backend
-from maxwell.backends.listing import Probes, Props
+from maxwell.backends.native_services import InfoRoute
 from maxwell.backends.rerank import RerankReply
 from maxwell.backends.services import EmbeddingReply, native_url
 from maxwell.backends.wire import BAD_JSON, TokensReply
@@ -50,11 +49,10 @@ class InfinityBackend(InfinityUnderV1Backend):
         return native_url(api_base, path)
 
 
-class TEIBackend(_Embedder):
+class TEIBackend(InfoRoute, _Embedder):
     """TEI. Its own routes lie at the root, OpenAI's route for embeddings under /v1."""
 
     family: ClassVar[str] = "tei"
-    has_tokenizer: ClassVar[bool] = True
     most_inputs: ClassVar[int] = 32  # unless it is started with another limit
 
     def rerank(
@@ -70,15 +68,6 @@ class TEIBackend(_Embedder):
         """POST /tokenize."""
         body = {"inputs": text, "add_special_tokens": add_special}
         return self._post(native_url(spec.api_base, "/tokenize"), body, key)
-
-    def probes(self, root: str, key: str | None) -> Probes:
-        """Adds /info, for its limits."""
-        plain = super().probes(root, key)
-        return msgspec.structs.replace(plain, props=plain.info)
-
-    def read_props(self, status: int, body: bytes) -> Props:
-        """Context and version."""
-        return listing.read_info_props(status, body)
 
     def _tokens_reply(self, body: bytes) -> TokensReply:
         try:

@@ -1,4 +1,4 @@
-"""Routes that llama.cpp, vLLM and OpenAI have of their own: to count tokens, and to tell of themselves."""
+"""Routes that servers have of their own, outside OpenAI's: to count tokens, and to tell of themselves."""
 
 from __future__ import annotations
 
@@ -17,12 +17,44 @@ from maxwell.types import BackendName, ChatCall, HTTPRequest, Message
 _TEXT_ROLES = ("system", "developer", "user", "assistant")
 
 
-class LlamaCppServices(Services):
+class TokenRoutes(Services):
+    """What has /tokenize and /detokenize at its root, as vLLM and SGLang write them."""
+
+    has_tokenizer: ClassVar[bool] = True
+
+    def tokenize(
+        self, spec: Spec, text: str, key: str | None, *, add_special: bool = False
+    ) -> HTTPRequest | None:
+        """POST /tokenize."""
+        body = {"model": spec.model, "prompt": text, "add_special_tokens": add_special}
+        return self._post(native_url(spec.api_base, "/tokenize"), body, key)
+
+    def detokenize(self, spec: Spec, tokens: Sequence[int], key: str | None) -> HTTPRequest | None:
+        """POST /detokenize."""
+        body = {"model": spec.model, "tokens": tokens}
+        return self._post(native_url(spec.api_base, "/detokenize"), body, key)
+
+
+class InfoRoute(Services):
+    """What tells its limits at /info: Hugging Face's own servers."""
+
+    has_tokenizer: ClassVar[bool] = True
+
+    def probes(self, root: str, key: str | None) -> Probes:
+        """Adds /info."""
+        plain = super().probes(root, key)
+        return msgspec.structs.replace(plain, props=plain.info)
+
+    def read_props(self, status: int, body: bytes) -> Props:
+        """Context and version."""
+        return listing.read_info_props(status, body)
+
+
+class LlamaCppServices(TokenRoutes):
     """llama.cpp's own server. `model` is sent everywhere: router mode needs it, single mode ignores it."""
 
     name: ClassVar[BackendName] = "llamacpp"
     family: ClassVar[str] = "llamacpp"
-    has_tokenizer: ClassVar[bool] = True
     answers_any_name: ClassVar[bool] = True
 
     def tokenize(
@@ -31,11 +63,6 @@ class LlamaCppServices(Services):
         """POST /tokenize."""
         body = {"model": spec.model, "content": text, "add_special": add_special}
         return self._post(native_url(spec.api_base, "/tokenize"), body, key)
-
-    def detokenize(self, spec: Spec, tokens: Sequence[int], key: str | None) -> HTTPRequest | None:
-        """POST /detokenize."""
-        body = {"model": spec.model, "tokens": tokens}
-        return self._post(native_url(spec.api_base, "/detokenize"), body, key)
 
     def count_chat(self, spec: LLMSpec, call: ChatCall, key: str | None) -> HTTPRequest | None:
         """POST /v1/chat/completions/input_tokens, which applies the chat template."""
@@ -60,30 +87,17 @@ class LlamaCppServices(Services):
         return listing.read_slots(status, body)
 
 
-class VLLMServices(Services):
+class VLLMServices(TokenRoutes):
     """vLLM's server. Its native routes lie at the root, outside /v1."""
 
     name: ClassVar[BackendName] = "vllm"
     family: ClassVar[str] = "vllm"
-    has_tokenizer: ClassVar[bool] = True
     truncates: ClassVar[bool] = True
 
     def _embed_options(self, base64: bool, truncate_to: int | None) -> dict[str, Any]:
         # Its base64 is in the order of its machine's bytes unless told otherwise.
         options = {"encoding_format": "base64", "endianness": "little"} if base64 else {}
         return options if truncate_to is None else {**options, "truncate_prompt_tokens": truncate_to}
-
-    def tokenize(
-        self, spec: Spec, text: str, key: str | None, *, add_special: bool = False
-    ) -> HTTPRequest | None:
-        """POST /tokenize."""
-        body = {"model": spec.model, "prompt": text, "add_special_tokens": add_special}
-        return self._post(native_url(spec.api_base, "/tokenize"), body, key)
-
-    def detokenize(self, spec: Spec, tokens: Sequence[int], key: str | None) -> HTTPRequest | None:
-        """POST /detokenize."""
-        body = {"model": spec.model, "tokens": tokens}
-        return self._post(native_url(spec.api_base, "/detokenize"), body, key)
 
     def count_chat(self, spec: LLMSpec, call: ChatCall, key: str | None) -> HTTPRequest | None:
         """POST /tokenize with messages. The effort goes where the chat route puts it: to the variables."""

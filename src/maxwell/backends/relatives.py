@@ -15,6 +15,7 @@ from maxwell.backends import listing
 from maxwell.backends.base import Backend, Compiled, thinking_switch
 from maxwell.backends.enforced import by_llamacpp, by_vllm
 from maxwell.backends.listing import Probes, Props
+from maxwell.backends.native_services import InfoRoute, TokenRoutes
 from maxwell.backends.services import EmbeddingReply, native_url, vector_of
 from maxwell.backends.wire import BAD_JSON, TokensReply
 from maxwell.constraints import Unhonoured
@@ -139,12 +140,11 @@ class _Embedded(msgspec.Struct):
 _decode_embedded = msgspec.json.Decoder(_Embedded).decode
 
 
-class SGLangBackend(Backend):
-    """SGLang."""
+class SGLangBackend(TokenRoutes, Backend):
+    """SGLang. Its /tokenize is vLLM's, but for conversations, which it does not take."""
 
     name: ClassVar[BackendName] = "vllm"
     family: ClassVar[str] = "sglang"
-    has_tokenizer: ClassVar[bool] = True
 
     def reasoning_fields(self, spec: LLMSpec, call: ChatCall) -> dict[str, Any]:
         """The template's switch."""
@@ -163,30 +163,17 @@ class SGLangBackend(Backend):
             return Compiled({"response_format": {"type": "json_schema", "json_schema": form}})
         return Compiled({"ebnf": _grammar_of(constraint)})  # the same engine as vLLM's, the same EBNF
 
-    def tokenize(
-        self, spec: Spec, text: str, key: str | None, *, add_special: bool = False
-    ) -> HTTPRequest | None:
-        """POST /tokenize, as vLLM has it, but for conversations."""
-        body = {"model": spec.model, "prompt": text, "add_special_tokens": add_special}
-        return self._post(native_url(spec.api_base, "/tokenize"), body, key)
-
-    def detokenize(self, spec: Spec, tokens: Sequence[int], key: str | None) -> HTTPRequest | None:
-        """POST /detokenize."""
-        body = {"model": spec.model, "tokens": tokens}
-        return self._post(native_url(spec.api_base, "/detokenize"), body, key)
-
     def probes(self, root: str, key: str | None) -> Probes:
         """Its /health generates a token; /get_model_info, which answers while the server is up, does not."""
         health = self._get(f"{root}/get_model_info", key)
         return msgspec.structs.replace(super().probes(root, key), health=health)
 
 
-class TGIBackend(Backend):
+class TGIBackend(InfoRoute, Backend):
     """Hugging Face's text-generation-inference."""
 
     name: ClassVar[BackendName] = "openai"
     family: ClassVar[str] = "tgi"
-    has_tokenizer: ClassVar[bool] = True
     no_rerank: ClassVar[str] = "text-generation-inference has no route that reranks"
 
     def constrain(self, spec: LLMSpec, constraint: Constraint, *, tools: bool = False) -> Compiled:
@@ -209,15 +196,6 @@ class TGIBackend(Backend):
     def count_chat(self, spec: LLMSpec, call: ChatCall, key: str | None) -> HTTPRequest | None:
         """POST /chat_tokenize, which applies the chat template."""
         return self._post(native_url(spec.api_base, "/chat_tokenize"), self._prompt_of(spec, call), key)
-
-    def probes(self, root: str, key: str | None) -> Probes:
-        """Adds /info, for its limits."""
-        plain = super().probes(root, key)
-        return msgspec.structs.replace(plain, props=plain.info)
-
-    def read_props(self, status: int, body: bytes) -> Props:
-        """Context and version."""
-        return listing.read_info_props(status, body)
 
     def _tokens_reply(self, body: bytes) -> TokensReply:
         try:

@@ -38,7 +38,8 @@ Examples:
 \b
 Exit codes:
   0  every embedding is locked, or is as it was locked
-  1  some embedding could not be asked, or --check found another state of things
+  1  some embedding could not be asked and has no record, or --check found
+     another state of things
   3  the registry is missing or wrong, or its lock is
 """
 _COLUMNS = (
@@ -88,7 +89,10 @@ def lock_command(ctx: click.Context, check: bool, as_json: bool, registry: str |
         before = _read(file, check)
         texts = before.canaries if check and before is not None else Lock().canaries
         asks = not check or before is not None
-        found = pool.embed_canaries(texts, progress=_tell) if asks else []
+        found = []
+        if asks:
+            pool.health(refresh=True)  # one that was down a moment ago is asked again, too
+            found = pool.embed_canaries(texts, progress=_tell)
         specs = {spec.name: spec for spec in pool.embeddings}
         if check:
             lines = _compared(found, before, specs)
@@ -158,11 +162,15 @@ def _fitting(before: Lock | None, specs: dict[str, EmbeddingSpec]) -> dict[str, 
 
 def _note(one: Canaries, record: LockedEmbedding | None, old: LockedEmbedding | None) -> str:
     if one.problem:
-        kept = f"; it keeps its record of {record.made}" if record is not None else ""
+        kept = f"; it keeps its record of {_day(record)}" if record is not None else ""
         return f"could not be asked: {one.problem}{kept}"
     if old is not None and record is not None and not is_same_space(old, record):
-        return f"makes other vectors than on {old.made}: what was embedded until then must be embedded anew"
+        return f"makes other vectors than on {_day(old)}: what was embedded until then must be embedded anew"
     return ""
+
+
+def _day(record: LockedEmbedding) -> str:
+    return record.made[:10]
 
 
 def _compared(found: Sequence[Canaries], before: Lock | None, specs: dict[str, EmbeddingSpec]) -> list[Line]:
@@ -177,7 +185,7 @@ def _compared(found: Sequence[Canaries], before: Lock | None, specs: dict[str, E
             lines.append(Line(one.name, record, None, f"could not be asked: {one.problem}", False))
             continue
         cosine = likeness(record, one.found)
-        note = "" if cosine >= LEAST_COSINE else f"makes other vectors than on {record.made}"
+        note = "" if cosine >= LEAST_COSINE else f"makes other vectors than on {_day(record)}"
         lines.append(Line(one.name, record, cosine, note, not note))
     return lines
 
@@ -197,6 +205,9 @@ def _show(file: Path, lines: Sequence[Line], problems: Sequence[str], check: boo
         say(f"{wrote}{plural(locked, 'embedding')} in {plural(spaces, 'vector space')}")
     elif not problems and all(line.well for line in lines):
         say(f"{file}: as it was locked")
+    elif lines:
+        well = sum(line.well for line in lines)
+        say(f"{file}: {well} of {plural(len(lines), 'embedding')} as locked", "yellow")
 
 
 def _row(line: Line) -> list[Cell | str]:

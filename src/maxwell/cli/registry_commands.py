@@ -81,7 +81,7 @@ def check_command(path: str | None, named: str | None) -> None:
 @registry_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show_command(named: str | None, as_json: bool) -> None:
-    """Show which registry is used, where Maxwell looked for it, and its entries in short."""
+    """Show which registry is used, why, and what is in it."""
     with registry_errors():
         located = reg.find(named)
         loaded = reg.load(located)
