@@ -66,7 +66,7 @@ def shape_of(kind: Any) -> Shape[Any]:
         raise TypeError(f"{name} is no type{hint}; {_ALLOWED}")
     try:
         classes = list(_classes(kind, set()))
-        is_pydantic = any(hasattr(cls, "__pydantic_validator__") for cls in classes)
+        is_pydantic = any(map(_is_of_pydantic, classes))
         schema, read = _by_pydantic(kind) if is_pydantic else _by_msgspec(kind, classes)
     except (TypeError, NameError, RuntimeError) as error:  # RuntimeError: pydantic's own
         why = str(error).partition("\n")[0].partition(" - type `")[0]
@@ -96,9 +96,16 @@ def _classes(kind: Any, seen: set[int]) -> Iterator[type]:
     if isinstance(kind, type):
         yield kind
         if dataclasses.is_dataclass(kind) or is_typeddict(kind) or issubclass(kind, Struct):
-            parts += get_type_hints(kind).values()
+            parts += get_type_hints(kind, include_extras=True).values()
     for part in parts:
+        if not isinstance(part, type) and _is_of_pydantic(type(part)):
+            yield type(part)  # a limit in Annotated[...], which nobody else would hold to
         yield from _classes(part, seen)
+
+
+def _is_of_pydantic(cls: type) -> bool:
+    home = cls.__module__.partition(".")[0]
+    return hasattr(cls, "__pydantic_validator__") or home in ("pydantic", "annotated_types")
 
 
 def _rooted(schema: dict[str, Any]) -> dict[str, Any]:

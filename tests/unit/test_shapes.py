@@ -445,3 +445,16 @@ def test_pydantic_is_not_imported_for_those_who_do_not_use_it() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60).stdout
     assert out == b"False\n"
+
+
+@dataclasses.dataclass
+class Limited:
+    age: Annotated[int, pydantic.Field(ge=1, le=120)]
+
+
+@pytest.mark.parametrize("kind", [Limited, list[Annotated[int, pydantic.Field(ge=1)]]])
+def test_limits_of_pydantic_hold_outside_its_models(kind: Any) -> None:
+    shape = shape_of(kind)
+    assert '"minimum": 1' in json.dumps(shape.schema)
+    with pytest.raises(ShapeError, match="greater than or equal to 1"):
+        shape.decode('{"age": 0}' if kind is Limited else "[0]")
