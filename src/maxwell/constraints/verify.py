@@ -31,7 +31,7 @@ def violation(constraint: Constraint, text: str) -> str:
     """
     match constraint.kind:
         case "json_schema":
-            return _of_schema(constraint.value, text)
+            return _of_schema(constraint.key.decode(), text)
         case "choices":
             return "" if text in constraint.value else f"{_quoted(text)} is none of the choices"
         case "regex":
@@ -100,17 +100,17 @@ class _BadJSON(ValueError):
     pass
 
 
-def _of_schema(schema: Any, text: str) -> str:
+def _of_schema(encoding: str, text: str) -> str:
     from jsonschema.exceptions import best_match
 
-    from maxwell.constraints.schemas import encoded, shortened
+    from maxwell.constraints.schemas import shortened
 
     try:
         value = _parsed(text)
     except _BadJSON as error:
         return f"it is not JSON: {error}"
     try:
-        broken = best_match(schema_validator(encoded(schema)).iter_errors(value))
+        broken = best_match(schema_validator(encoding).iter_errors(value))
     except RecursionError:
         return "it is nested too deeply to be checked"
     return "" if broken is None else f"{broken.json_path[:80]}: {shortened(broken.message, broken.instance)}"
