@@ -264,7 +264,8 @@ def _relaxed(candidates: Sequence[Candidate], request: Request) -> list[str]:
     out = []
     for field, anything in _RELAXABLE:
         value = getattr(request.needs, field)
-        if value == anything:
+        demanded = {"vision": request.features.images, "tools": request.features.tools}  # by the call itself
+        if value == anything or demanded.get(field):
             continue
         needs = msgspec.structs.replace(request.needs, **{field: anything})
         best = decide(candidates, msgspec.structs.replace(request, needs=needs)).chosen

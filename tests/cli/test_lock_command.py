@@ -157,9 +157,10 @@ def test_no_lock_and_a_broken_one(three: Set, run: Run) -> None:
 
 def test_nothing_to_lock(write_registry: WriteRegistry, run: Run) -> None:
     path = write_registry(unreachable("c"))
-    result = run("registry", "lock")
-    assert result.exit_code == 0
-    assert "declares no embedding" in result.stdout
+    for check in ((), ("--check",)):
+        result = run("registry", "lock", *check)
+        assert result.exit_code == 0
+        assert "declares no embedding" in result.stdout
     assert not lock_file(path).exists()
 
 

@@ -7,11 +7,10 @@ import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import pytest
 from calling import count
+from vector_spaces import DIMENSION, EMBED, Locked, lock, locked, proofs, serve, tagged, texts_of
 
 from maxwell.errors import (
     AllAttemptsFailed,
@@ -22,55 +21,11 @@ from maxwell.errors import (
     VectorSpaceChanged,
 )
 from maxwell.lm_pool import AsyncLLMPool, LLMPool
-from maxwell.registry.lock import CANARIES, Lock, in_spaces, lock_file, read_lock, write_lock
+from maxwell.registry.lock import in_spaces, lock_file, read_lock
 from maxwell.testing import FakeClock, FakeServer, faults
-from maxwell.testing.fixtures import FakeServers, WriteRegistry
+from maxwell.testing.fixtures import WriteRegistry
 
-EMBED = "/v1/embeddings"
-DIMENSION = 16
-
-Locked = Callable[..., Path]
-
-
-@pytest.fixture
-def serve(fake_server: FakeServers) -> Callable[..., FakeServer]:
-    def serve(dialect: Any = "llamacpp", **options: Any) -> FakeServer:
-        return fake_server(dialect, embeddings=True, dimension=DIMENSION, **options)
-
-    return serve
-
-
-@pytest.fixture
-def locked(write_registry: WriteRegistry) -> Locked:
-    """Writes a registry of these entries, and its lock."""
-
-    def locked(*entries: dict[str, Any], **top_level: Any) -> Path:
-        path = write_registry(*entries, **top_level)
-        lock(path)
-        return path
-
-    return locked
-
-
-def lock(registry: Path) -> None:
-    with LLMPool.from_registry(registry) as pool:
-        found = [shown.found for shown in pool.embed_canaries() if shown.found is not None]
-    write_lock(lock_file(registry), Lock(embeddings=in_spaces(found)))
-
-
-def tagged(server: FakeServer, name: str, **fields: Any) -> dict[str, Any]:
-    return server.embedding_entry(name, tags=["default"], **fields)
-
-
-def texts_of(server: FakeServer) -> list[str]:
-    """What was embedded there but the canaries."""
-    asked = [text for request in server.requests_to(EMBED) for text in request.body["input"]]
-    return [text for text in asked if text not in CANARIES]
-
-
-def proofs(server: FakeServer) -> int:
-    """How often the canaries were embedded there."""
-    return sum(request.body["input"] == list(CANARIES) for request in server.requests_to(EMBED))
+__all__ = ["locked", "serve"]  # fixtures
 
 
 # --- taking over

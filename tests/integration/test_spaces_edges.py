@@ -8,12 +8,15 @@ import json
 import math
 import os
 import struct
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_spaces import DIMENSION, EMBED, Locked, locked, proofs, serve, tagged, texts_of
+from calling import SOON
+from vector_spaces import DIMENSION, EMBED, Locked, locked, proofs, serve, tagged, texts_of
 
 from maxwell.errors import BackendError, DimensionMismatch, RegistryError, VectorSpaceChanged
 from maxwell.lm_pool import AsyncLLMPool, LLMPool
@@ -158,6 +161,35 @@ def test_a_call_cancelled_while_it_proves_leaves_the_proof_to_the_next(serve: Se
     assert proofs(one) == before + 2
 
 
+def test_calls_that_wait_for_a_proof_share_its_failure(serve: Serve, locked: Locked) -> None:
+    one, other = serve(), serve()
+    path = locked(tagged(one, "a", timeout_seconds=1), tagged(other, "b"))
+    before = proofs(one)
+    one.fail(faults.SlowFirstByte(30.0), times=None, path=EMBED)
+    with LLMPool.from_registry(path) as pool:
+        embedding = pool.get_embedding()
+        began = time.monotonic()
+        with ThreadPoolExecutor(16) as threads:
+            found = list(threads.map(lambda i: embedding.embed_many([f"text {i}"]).llms, range(16)))
+        assert time.monotonic() - began < SOON  # one after another they would take 16 s
+    assert found == [("b",)] * 16
+    assert proofs(one) == before + 1
+
+
+def test_a_call_with_little_time_does_not_wait_for_another_one_s_proof(serve: Serve, locked: Locked) -> None:
+    one, other = serve(), serve()
+    path = locked(tagged(one, "a"), tagged(other, "b"))
+    before = proofs(one)
+    one.fail(faults.SlowFirstByte(1.2), path=EMBED)
+    with LLMPool.from_registry(path) as pool, ThreadPoolExecutor(1) as threads:
+        embedding = pool.get_embedding()
+        proving = threads.submit(embedding.embed_many, ["Hello"])
+        while proofs(one) == before:
+            time.sleep(0.005)
+        assert embedding.embed_many(["Hello"], timeout=1.0).llms == ("b",)
+        assert proving.result().llms == ("a",)
+
+
 def test_each_attempt_of_a_call_that_is_taken_over_is_booked_once(serve: Serve, locked: Locked) -> None:
     one, other = serve(), serve()
     with LLMPool.from_registry(locked(tagged(one, "a"), tagged(other, "b"))) as pool:
@@ -185,6 +217,26 @@ def test_an_iterator_is_no_empty_list(serve: Serve, fake_server: FakeServers, lo
     with LLMPool.from_registry(path) as pool:
         assert len(pool.get_embedding().embed_many(texts())) == 2  # type: ignore[arg-type]
         assert len(pool.get_reranker().rerank("cat", texts())) == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("proves", [True, False])
+def test_a_server_that_takes_few_texts_at_once_gets_several_requests(
+    serve: Serve, locked: Locked, proves: bool
+) -> None:
+    one = serve()
+    path = locked(tagged(one, "a"))
+    texts = [f"text {i}" for i in range(8)]
+    with LLMPool.from_registry(path) as pool:
+        whole = pool.get_embedding().embed_many(texts)
+    if not proves:
+        lock_file(path).unlink()
+    seen = len(one.requests_to(EMBED))
+    one.fail(faults.Status(413, {"error": "batch size 8 > maximum allowed batch size 3"}), path=EMBED)
+    with LLMPool.from_registry(path) as pool:
+        assert pool.get_embedding("a").embed_many(texts) == whole
+        assert pool.usage()["a"].held_tokens == 0
+    sizes = [len(request.body["input"]) for request in one.requests_to(EMBED)][seen:]
+    assert sizes == ([4, 3, 1, 3, 3, 2] if proves else [8, 3, 3, 2])
 
 
 def test_ten_thousand_documents_are_ranked_by_one_server(

@@ -163,7 +163,7 @@ def test_a_reply_that_obeys_a_schema(text: str) -> None:
         ('{"age": 1, "children": [{"age": 0}, {"age": -1}]}', "$.children[1].age: -1 is less than"),
         ("{}", "$: 'age' is a required property"),
         ('{"age": 1, "born": "2023-02-29"}', "$.born: '2023-02-29' is not a 'date'"),
-        ("", "it is not JSON: Expecting value (line 1, column 1, after '')"),
+        ("", "it is not JSON: Expecting value (line 1, column 1, at the beginning)"),
         ('{"age": 1', "it is not JSON: Expecting ',' delimiter (line 1, column 10, after '{\"age\": 1')"),
         ('{"age": 1} So', "it is not JSON: Extra data (line 1, column 12, after '{\"age\": 1} ')"),
         ('```json\n{"age": 1}\n```', "it is not JSON: Expecting value (line 1, column 1"),

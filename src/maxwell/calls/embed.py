@@ -20,7 +20,7 @@ from maxwell.calls.retries import may_ask_again
 from maxwell.calls.select import embedding_problem
 from maxwell.calls.spaces import Spaces
 from maxwell.calls.state import PoolState
-from maxwell.calls.whole import Task, insisting
+from maxwell.calls.whole import Task, insisting, item_cap
 from maxwell.errors import (
     AllAttemptsFailed,
     BackendError,
@@ -28,6 +28,8 @@ from maxwell.errors import (
     CallTimeout,
     DimensionMismatch,
     LedgerError,
+    StatusError,
+    VectorSpaceChanged,
 )
 from maxwell.receipts.record import Record
 
@@ -137,6 +139,7 @@ class _Course:
         self._failed: dict[str, list[BackendError]] = {}
         self._refused: list[BudgetExceeded | LedgerError] = []
         self._asked: list[Entry] = []
+        self._caps: dict[str, int] = {}  # texts that a server takes at once, where it has said so
         self.vectors: list[list[float]] = []
         self.answered: list[str] = []
 
@@ -225,34 +228,63 @@ class _Course:
     def _ask(
         self, entry: Entry, batch: Batch, task: Task, *, again: bool, truncate: int | None = None
     ) -> Flow[list[list[float]]]:
-        def once() -> Flow[list[list[float]]]:
-            return embed_batch(self._state, entry, batch, task, truncate=truncate)
+        """The vectors of a batch; in several requests where the server takes only so many texts at once."""
+        vectors: list[list[float]] = []
+        while len(vectors) < len(batch.texts):
+            done, most = len(vectors), self._caps.get(entry.spec.name)
+            part = Batch(batch.start + done, batch.texts[done:][:most])
 
-        try:
-            return (yield from insisting(self._state, entry, task, once, again=again))
-        except DimensionMismatch as error:
-            if self._spaces.recorded(entry) is None:
-                raise
-            raise self._spaces.refuse(entry, str(error)) from error
+            def once(part: Batch = part) -> Flow[list[list[float]]]:
+                return embed_batch(self._state, entry, part, task, truncate=truncate)
+
+            try:
+                vectors += yield from insisting(self._state, entry, task, once, again=again)
+            except StatusError as error:
+                self._caps[entry.spec.name] = item_cap(error, len(part.texts))
+            except DimensionMismatch as error:
+                if self._spaces.recorded(entry) is None:
+                    raise
+                raise self._spaces.refuse(entry, str(error)) from error
+        return vectors
 
     def _prove(self, entry: Entry, task: Task, *, again: bool) -> Flow[None]:
-        """Raises `VectorSpaceChanged` where the entry makes other vectors than the lock records."""
+        """Raises `VectorSpaceChanged` where the entry makes other vectors than the lock records.
+
+        One call at a time looks at them. Those that wait for it share its failure: a server that hangs would
+        let them wait in a row, each for as long as the first one.
+        """
         state, spaces = self._state, self._spaces
-        mark = object()
+        mark, began = object(), state.clock.monotonic()
         while spaces.must_prove(entry, state.known(entry)):
             if not spaces.begin(entry, mark):
-                yield from self._pause(entry)
+                yield from self._pause(entry, began, task)
                 continue
             try:
-                canaries = Batch(0, list(spaces.canaries))
-                made = yield from self._ask(entry, canaries, task, again=again)
-                spaces.compare(entry, made, state.known(entry))
+                failure = spaces.failure(entry, began)
+                if failure is not None:
+                    raise failure
+                yield from self._compare(entry, task, again=again)
             finally:
                 spaces.end(entry)
 
-    def _pause(self, entry: Entry) -> Flow[None]:
-        """Another call is at it."""
-        if self._deadline is not None and self._state.clock.monotonic() >= self._deadline:
+    def _compare(self, entry: Entry, task: Task, *, again: bool) -> Flow[None]:
+        """Have the canaries embedded there, and compare the vectors with the lock's."""
+        try:
+            canaries = Batch(0, list(self._spaces.canaries))
+            made = yield from self._ask(entry, canaries, task, again=again)
+            self._spaces.compare(entry, made, self._state.known(entry))
+        except BackendError as error:
+            # That a caller's own time was over, or that this model is another one, is found out anew.
+            is_own = error.kind == "timeout" and task.deadline is not None
+            if not is_own and not isinstance(error, VectorSpaceChanged):
+                self._spaces.note_failure(entry, error)
+            raise
+
+    def _pause(self, entry: Entry, began: float, task: Task) -> Flow[None]:
+        """Another call is at it; where somebody else could answer it is not waited for to the last moment."""
+        now = self._state.clock.monotonic()
+        over = task.deadline is not None and now >= task.deadline
+        if over or (task.patience is not None and now - began >= task.patience):
             words = "the time ran out while its vectors were compared with the registry's lock"
             raise CallTimeout(words, llm=entry.spec.name, kind="timeout")
         yield Sleep(PROVING_PAUSE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from msgspec import Struct
@@ -11,7 +10,7 @@ from maxwell.backends.base import Backend
 from maxwell.calls.effects import Flow
 from maxwell.calls.entries import Entry
 from maxwell.calls.state import PoolState
-from maxwell.calls.whole import MOST_COUNTED, Post, Task, insisting, post, tokens_of
+from maxwell.calls.whole import MOST_COUNTED, Post, Task, insisting, item_cap, post, tokens_of
 from maxwell.errors import InputTooLong, StatusError
 from maxwell.registry.specs import RerankerSpec
 from maxwell.tokens import estimate, text_upper_bound, utf8_length
@@ -21,9 +20,6 @@ MOST_DOCUMENTS = 1000  # in one request: Cohere's limit
 # More than a model is told beside query and document: four special tokens, or a short prompt where an LLM
 # plays the reranker.
 PAIR_TOKENS = 128
-
-# text-embeddings-inference, which takes 32 unless it is started otherwise.
-_TOO_MANY = re.compile(r"batch size \d+ > maximum allowed batch size (\d+)")
 
 
 class Ranked(Struct, frozen=True):
@@ -94,16 +90,8 @@ def _scores(
         try:
             scores += yield from insisting(state, entry, task, once)
         except StatusError as error:
-            most = _item_cap(error, len(some))
+            most = item_cap(error, len(some))
     return scores
-
-
-def _item_cap(error: StatusError, sent: int) -> int:
-    """How many documents the server takes at once, where that is why it refused; else its error is raised."""
-    told = _TOO_MANY.search(error.message)
-    if told is None or not 0 < int(told[1]) < sent:
-        raise error
-    return int(told[1])
 
 
 def _scores_of(

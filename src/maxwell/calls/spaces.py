@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from maxwell.calls.entries import Entry
 from maxwell.clock import Clock
-from maxwell.errors import RegistryError, VectorSpaceChanged
+from maxwell.errors import BackendError, RegistryError, VectorSpaceChanged
 from maxwell.health import Health
 from maxwell.registry.lock import (
     LEAST_COSINE,
@@ -71,6 +71,7 @@ class Spaces:
         self._proofs: dict[str, _Proof] = {}
         self._refused: dict[str, float] = {}
         self._proving: dict[str, object] = {}
+        self._failures: dict[str, tuple[float, BackendError]] = {}
 
     @property
     def canaries(self) -> tuple[str, ...]:
@@ -148,6 +149,19 @@ class Spaces:
     def end(self, entry: Entry) -> None:
         """It has been proved, or not."""
         self._proving.pop(_here(entry), None)
+
+    def note_failure(self, entry: Entry, error: BackendError) -> None:
+        """Keep why its vectors could not be looked at, for calls that wait for that."""
+        self._failures[_here(entry)] = (self._clock.monotonic(), error)
+
+    def failure(self, entry: Entry, since: float) -> BackendError | None:
+        """A failure to look at its vectors after `since`, as an exception of the caller's own."""
+        at, error = self._failures.get(_here(entry), (since, None))
+        if error is None or at <= since:
+            return None
+        mine = type(error).__new__(type(error), *error.args)
+        mine.__dict__.update(vars(error))
+        return mine
 
     # --- the file
 

@@ -147,4 +147,8 @@ def _speed_remarks(spec: Spec, measured: Speeds | None) -> list[str]:
     declared = spec.capabilities.speed_tokens_per_sec
     if not is_far_off(declared, measured.speed):
         return []
-    return [f"declares {declared:.3g} tokens a second, {measured.speed:.3g} were measured"]
+    return [f"declares {_speed(declared)} tokens a second, {_speed(measured.speed)} were measured"]
+
+
+def _speed(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"

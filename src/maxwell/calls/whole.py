@@ -6,6 +6,7 @@ Embeddings and rerankers share it. What differs is what is sent and how the repl
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
@@ -31,6 +32,8 @@ T = TypeVar("T")
 
 MOST_REPLY = 512 * 1024 * 1024
 MOST_COUNTED = 32  # texts that a server is asked to count one by one
+# text-embeddings-inference, which takes 32 unless it is started otherwise.
+_TOO_MANY = re.compile(r"batch size \d+ > maximum allowed batch size (\d{1,9})\b")
 PATIENT = 5.0  # seconds; a caller who does not wait so long learns nothing of a server that is silent
 
 
@@ -153,6 +156,14 @@ def insisting(
             if not may or not state.retries.take():
                 raise
         yield Sleep(pause)
+
+
+def item_cap(error: StatusError, sent: int) -> int:
+    """How many texts the server takes at once, where that is why it refused; else its error is raised."""
+    told = _TOO_MANY.search(error.message)
+    if told is None or not 0 < int(told[1]) < sent:
+        raise error
+    return int(told[1])
 
 
 def _has_time(state: PoolState, entry: Entry, pause: float, deadline: float | None) -> bool:

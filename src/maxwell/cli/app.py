@@ -34,7 +34,7 @@ _COMMANDS = {
     "rerank": ("rerank_command:rerank", "Order documents by how well they answer a query."),
     "tokens": ("tokens_command:tokens", "Count a prompt's tokens, and how much of the context they take."),
     "map": ("map_command:map_", "Ask the whole pool many prompts, one a line."),
-    "list": ("list_command:list_", "Show every LLM, embedding and reranker: health, speed, budget left."),
+    "list": ("list_command:list_", "Show how every LLM, embedding and reranker stands."),
     "bench": ("bench_command:bench", "Measure how fast LLMs are, and correct the registry."),
     "explain": ("explain_command:explain", "Show who would be chosen and why, without calling anybody."),
     "usage": ("usage_command:usage", "Show what every entry used today and what is left of its budget."),

@@ -37,7 +37,7 @@ The score, higher is better:
   score = -cost - W x seconds + bonus
   cost     price of this request in mills; 1 mill = $0.001
   W        the weight -w, in mills a second; 1 = $3.60 an hour
-  seconds  until the last token: wait (for a slot, or until the server is ready)
+  seconds  until the last token: wait (for a slot, or for the server)
            + overhead (to the first token besides reading) + read (the prompt)
            + write (the reply) + others (what a slot taken from a busy pool
            costs those that come after)

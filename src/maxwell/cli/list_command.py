@@ -82,7 +82,7 @@ included. REPLY: its usual tokens. CALLS: how many showed the speed; - is not kn
 @json_option
 @registry_option
 def list_(speeds: bool, as_json: bool, registry: str | None) -> None:
-    """Show every LLM, embedding and reranker: health, speed, context, price, budget left.
+    """Show how every LLM, embedding and reranker stands: health, speed, context, price, budget left.
 
     Servers are asked how they are, at most every 30 seconds; nothing is generated. TOKENS/S is the declared
     speed, MEASURED the one that calls showed. CONTEXT is what one request may hold; where the server gives

@@ -128,7 +128,7 @@ def _read(file: Path, check: bool) -> Lock | None:
 
 def _problems(before: Lock | None, registry: Registry) -> list[str]:
     if before is None:
-        return ["there is no lock; make one with `maxwell registry lock`"]
+        return ["there is no lock; make one with `maxwell registry lock`"] if registry.embeddings else []
     return [problem.message for problem in misfits(before, registry)]
 
 
@@ -197,7 +197,7 @@ def _show(file: Path, lines: Sequence[Line], problems: Sequence[str], check: boo
     for problem in problems:
         say(problem, "yellow")
     spaces = len({line.locked.space for line in lines if line.locked is not None})
-    if not lines and not check:
+    if not lines and not problems:
         say("the registry declares no embedding: there is nothing to lock")
     elif not check:
         wrote = f"{file}: " if spaces else f"{file} was not written: "

@@ -37,11 +37,12 @@ Examples:
   maxwell map reviews.txt --choice good --choice bad --out verdicts.jsonl
 
 \b
-A line of a .jsonl file is an object with "prompt" or "messages", and with any of "id",
-"system_prompt", "max_tokens", "temperature", "seed", "stop", "tools", "extra", "images",
-"json_schema", "grammar", "choices", "regex", "repair", "reasoning_effort", "thinking_tokens".
-A line of the output has "index", "id", "text", "finish_reason", "llm", "usage", "cost_usd",
-"key", or "error" and "kind" where there is no answer.
+A line of a .jsonl file is an object with "prompt" or "messages", and with any
+of "id", "system_prompt", "max_tokens", "temperature", "seed", "stop",
+"tools", "extra", "images", "json_schema", "grammar", "choices", "regex",
+"repair", "reasoning_effort", "thinking_tokens". A line of the output has
+"index", "id", "text", "finish_reason", "llm", "usage", "cost_usd", "key", or
+"error" and "kind" where there is no answer.
 """
 _SAID = 3  # failures that are told one by one
 

@@ -69,7 +69,7 @@ def _not_json_so_far(text: str) -> str:
         is_text = error.msg.startswith("Unterminated") or text.lstrip().startswith(_FENCE)
         if is_at_end or is_escape or is_text:
             return ""
-        return f"it is not JSON: {error.msg} (after {_tail(text[: error.pos])})"
+        return f"it is not JSON: {error.msg} ({_place(text, error.pos)})"
     except (ValueError, RecursionError):
         return ""
     return ""
@@ -86,10 +86,15 @@ def _of_rules(rules: Rules, text: str) -> str:
         return f"it cannot be checked: {error}"
     if index is None:
         return ""
-    before = f"after {_tail(text[:index])}" if index else "at the beginning"
+    before = _place(text, index)
     if index == len(text):
         return f"{_INCOMPLETE}more must follow {before}" if text else _EMPTY
     return f"character {index + 1}, {text[index]!r}, does not fit {before}"
+
+
+def _place(text: str, index: int) -> str:
+    """Where that is, by what stands before it."""
+    return f"after {_tail(text[:index])}" if index else "at the beginning"
 
 
 def _tail(text: str) -> str:
@@ -128,7 +133,7 @@ def _parsed(text: str) -> Any:
         raise
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise _BadJSON(f"{error.msg} ({place}, after {_tail(text[: error.pos])})") from None
+        raise _BadJSON(f"{error.msg} ({place}, {_place(text, error.pos)})") from None
     except RecursionError:
         raise _BadJSON("it is nested too deeply") from None
     except ValueError as error:  # an integer of thousands of digits

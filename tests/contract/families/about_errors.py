@@ -11,7 +11,7 @@ from maxwell.errors import BackendError, NoEligibleLM, StatusError, StreamBroken
 
 def test_an_overflow(meeting: Meeting) -> None:
     """A prompt that is longer than Maxwell thinks: one token a character."""
-    prompt = "zqx " * 2000
+    prompt = "zqx " * meeting.expected.get("words", 2000)
     if meeting.expected.get("how") == "answers":
         assert chat(meeting, [{"role": "user", "content": prompt}], max_tokens=4).text
         return

@@ -27,7 +27,7 @@ REPLY = {"model": "tiny-chat"}
 EXPECTS: Mapping[str, Expected] = {
     "a_broken_grammar_is_not_sent": {},
     "found_up": {"family": "vllm", "version": r"0\.32\.\d+.*"},
-    "context_and_slots": {"context": 2048, "slots": None},
+    "context_and_slots": {"context": 8192, "slots": None},
     "another_model": {"how": "known before"},
     "the_key": {"server": "embedding", "kind": "embedding"},
     "a_reply": REPLY,
@@ -45,7 +45,7 @@ EXPECTS: Mapping[str, Expected] = {
         "status": 400,
         "extra": {"structured_outputs": {"json": {"type": "array", "uniqueItems": True}}},
     },
-    "an_overflow": {"kind": "context_overflow", "status": 400, "says": "2048 tokens"},
+    "an_overflow": {"kind": "context_overflow", "status": 400, "says": "8192 tokens", "words": 3000},
     "a_wrong_field": {"kind": "bad_request", "status": 400, "says": "temperature"},
     "an_image_for_a_text_model": {"kind": "unsupported", "status": 400, "says": "not a multimodal model"},
     "embeddings_of_a_chat_server": {"kind": "unsupported"},
