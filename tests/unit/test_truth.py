@@ -334,6 +334,7 @@ def test_published_prices_are_those_of_the_host() -> None:
     assert (price.prompt, price.completion) == (0.005, 0.015)
     assert price.source.startswith("genai-prices ")
     assert known_price(llm(api_base=cloud, model="no-such-model")) is None
+    assert known_price(llm(api_base="https://api.openai.com.elsewhere.org", model="gpt-4o")) is None
     assert known_price(llm(api_base=PAID, model="gpt-4o")) is None
     # A price that depends on the size of the prompt is not one figure.
     assert known_price(llm(api_base="https://api.anthropic.com", model="claude-sonnet-4-5")) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,6 +44,9 @@ def known_price(spec: Spec) -> KnownPrice | None:
     try:
         found: Any = calc_price(Usage(), spec.model, provider_api_url=spec.api_base)
     except (LookupError, ValueError):
+        return None
+    # The library is content with an address that begins like the provider's.
+    if not re.match(rf"(?:{found.provider.api_pattern})(?![A-Za-z0-9.-])", spec.api_base):
         return None
     if isinstance(found.model.prices, list) and any(
         hasattr(price.constraint, "start_time") for price in found.model.prices
