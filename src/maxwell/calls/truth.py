@@ -124,11 +124,16 @@ def _with_vector(state: PoolState, entry: Entry, facts: Facts) -> Flow[Facts]:
     try:
         vector = yield from _vector(state, entry)
     except (BudgetExceeded, LedgerError) as error:
-        return replace(facts, unasked=str(error))
+        return replace(facts, unasked=_said(error, entry))
     except MaxwellError as error:
-        return replace(facts, refusal=str(error))
+        return replace(facts, refusal=_said(error, entry))
     length = math.hypot(*vector)
     return replace(facts, dimension=len(vector), normalised=abs(length - 1.0) < _UNIT)
+
+
+def _said(error: MaxwellError, entry: Entry) -> str:
+    """Its words without the entry's name, which stands beside them."""
+    return str(error).removeprefix(f"{entry.spec.name}: ")
 
 
 def _vector(state: PoolState, entry: Entry) -> Flow[list[float]]:
