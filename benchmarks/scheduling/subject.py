@@ -202,7 +202,8 @@ def map_jobs(
         chat_call = ChatCall(messages=[{"role": "user", "content": text}])
         return Asked(chat=chat_call, needs=needs, prompt=text)
 
-    plan = Plan(items=iter(jobs), read=read, needs=needs, total=len(jobs), ordered=False)
+    usual = request(needs)
+    plan = Plan(items=iter(jobs), read=read, needs=needs, usual=usual, total=len(jobs), ordered=False)
 
     began = lab.world.now
     task = lab.task(mapping(state, plan), emitted=found.append)

@@ -22,7 +22,6 @@ from maxwell.requirements import (
     Needs,
     as_pictures,
     chat_call,
-    features_of,
     prompt_messages,
     requirements,
 )
@@ -170,7 +169,7 @@ def planned(
         items=iter(items),
         read=lambda item: asked(item, common),
         needs=usual.needs,
-        features=features_of(usual.chat),
+        usual=usual.request(),
         total=len(items) if isinstance(items, Sized) else None,
         ordered=ordered,
         at_most=at_most,

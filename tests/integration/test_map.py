@@ -595,3 +595,19 @@ def test_every_error_of_an_item_is_one_of_ours(
     assert len(mapped) == 8
     assert all(m.error is None or isinstance(m.error, MaxwellError) for m in mapped)
     assert any(m.error is not None for m in mapped)
+
+
+def test_items_that_few_can_do_do_not_keep_the_others_waiting(
+    fake_server: FakeServers, tmp_path: Path
+) -> None:
+    """The only one that honours grammars is busy for ever; the rest goes on elsewhere meanwhile."""
+    few, many = fake_server(slots=1), fake_server("openai", reply=echo)
+    few.fail(faults.SlowFirstByte(math.inf), times=None)
+    calls = Calls(tmp_path, entry(few, "few", 500), entry(many, "many", tags=["cloud"]))
+    calls.warm()
+    items: list[Any] = [{"prompt": f"grammar {i}", "grammar": 'root ::= "x"'} for i in range(3)]
+    items += [{"prompt": f"plain {i}", "tags": ["cloud"]} for i in range(3)]
+    with calls.pool() as pool, pool.map(items, ordered=False, at_most=2) as results:
+        done = [next(results) for _ in range(3)]
+    assert sorted(mapped.index for mapped in done) == [3, 4, 5]
+    assert few.max_in_flight == 1

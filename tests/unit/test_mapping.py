@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 
 from maxwell.calls.effects import Aside, Emit, First, Flow, Gather, Send, Sleep, Start, Stop
-from maxwell.calls.mapped import Mapped, Results
-from maxwell.calls.mapping import (
+from maxwell.calls.map_rules import (
     AHEAD,
     ANY_NUMBER,
-    MOST_ROUNDS,
-    mapping,
+    free_slots,
     may_pass,
     may_return,
     may_take,
@@ -22,6 +20,8 @@ from maxwell.calls.mapping import (
     spare,
     work_seconds,
 )
+from maxwell.calls.mapped import Mapped, Results
+from maxwell.calls.mapping import MOST_ROUNDS, mapping
 from maxwell.calls.state import PoolState
 from maxwell.decision import Decision, Rejected, Request, Scored
 from maxwell.errors import (
@@ -831,3 +831,15 @@ def test_a_map_left_early_leaves_nothing_behind() -> None:
     for call in desk.under_way():
         call.end()
     assert desk.state.flights.loads() == {}
+
+
+def test_free_slots_are_counted_once_a_server() -> None:
+    ranked = [
+        scored("a", in_flight=1.5),
+        scored("b", in_flight=5.0),
+        scored("cloud", slots=None),
+        scored("c", spec=llm("c", api_base="http://shared:1")),
+        scored("d", spec=llm("d", api_base="http://shared:1")),
+    ]
+    assert free_slots(ranked) == 0.5 + 0 + ANY_NUMBER + 2
+    assert free_slots([]) == 0

@@ -11,7 +11,7 @@ from maxwell.decision import Request
 from maxwell.errors import EmptyReply, MaxwellError
 from maxwell.requirements import chat_request
 from maxwell.tokens import measure
-from maxwell.types import PLAIN, ChatCall, Completion, Features, Requirements
+from maxwell.types import ChatCall, Completion, Requirements
 
 ItemError = MaxwellError | TypeError | ValueError | OSError
 
@@ -72,7 +72,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         items: Where the items come from.
         read: Tells what an item asks. Raises TypeError, ValueError or OSError for one that is wrong.
         needs: What all items have in common, to know whose slots count.
-        features: What all of them ask of a server beyond writing text.
+        usual: What an item without options of its own asks for.
         total: How many items there are; None = not known.
         ordered: Whether results are handed out in the items' order, else as they come.
         at_most: Most calls at once; None = as many as there are slots.
@@ -83,7 +83,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     items: Iterator[Any]
     read: Callable[[Any], Asked]
     needs: Requirements
-    features: Features = PLAIN
+    usual: Request
     total: int | None = None
     ordered: bool = True
     at_most: int | None = None

@@ -9,37 +9,39 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from maxwell.calls.chat import FINAL, Call
+from maxwell.calls.chat import Call
 from maxwell.calls.effects import Emit, First, Flow, Handle, Send, Sleep, Start, Stop
+from maxwell.calls.map_rules import (
+    AHEAD,
+    free_slots,
+    is_free,
+    may_pass,
+    may_return,
+    may_take,
+    of_the_moment,
+    room,
+    spare,
+    work_seconds,
+)
 from maxwell.calls.mapped import Asked, ItemError, Mapped, Plan, Results
 from maxwell.calls.obeying import obeying
 from maxwell.calls.probe import ask_all
 from maxwell.calls.select import choose, insist, learn
-from maxwell.calls.state import PoolState, has_budget
-from maxwell.decision import Decision, Reason, Request, Scored
-from maxwell.errors import AllAttemptsFailed, BackendError, Fault, NoEligibleLM
+from maxwell.calls.state import PoolState
+from maxwell.decision import Decision, Request, Scored
 from maxwell.queueing import remaining
 from maxwell.registry.endpoints import root
 from maxwell.registry.specs import LLMSpec
 from maxwell.types import Completion
 
-ANY_NUMBER = 16  # calls at once at a server that takes any number of them
 MOST_ROUNDS = 3  # calls made for one item, each with its own attempts
-AHEAD = 32  # items a slot that may be taken before their turn to be handed out
 LOOK_AGAIN = 0.25  # seconds between two looks at who has a free slot
 ASK_AGAIN = 1.0  # seconds between two rounds of asking everybody, while nobody can be chosen
-
-# Failures that may pass, or that another server does not have.
-PASSING: frozenset[Fault] = frozenset(
-    ("refused", "server_error", "timeout", "overloaded", "loading", "rate_limited", "broken_stream")
-)
-# Reasons that a server which was started again no longer has.
-OF_THE_MOMENT: frozenset[Reason] = frozenset(("down", "failing", "loading", "rate_limited"))
 
 
 def mapping(state: PoolState, plan: Plan) -> Flow[None]:
@@ -60,86 +62,6 @@ def mapping(state: PoolState, plan: Plan) -> Flow[None]:
             if not course.waits():
                 return
             yield Sleep(ASK_AGAIN)
-
-
-# --- what is decided, from values alone
-
-
-def room(ranked: Sequence[Scored], running: int, at_most: int | None) -> int:
-    """How many calls there may be at once: one for each slot that others leave; never none.
-
-    Args:
-        ranked: Who could be called.
-        running: Calls of this map that are under way; they are among those that the servers have.
-        at_most: The caller's own limit; None = none.
-    """
-    slots = busy = 0.0
-    for scored in {root(s.spec.api_base): s for s in reversed(ranked)}.values():
-        if scored.slots is None:
-            slots += ANY_NUMBER
-        else:
-            slots += scored.slots
-            busy += scored.in_flight
-    others = max(busy - running, 0.0)
-    most = max(1, math.floor(slots - others))
-    return most if at_most is None else min(most, at_most)
-
-
-def may_take(ready: int, ahead: int, most: int) -> bool:
-    """Whether another item is to be taken while results lie ready and `ahead` items are not handed out yet.
-
-    Whoever reads slowly need not be worked for in advance, and one slow item must not let all slots idle.
-    """
-    return ready <= most and ahead < AHEAD * most
-
-
-def may_pass(error: BaseException) -> bool:
-    """Whether it is the servers' fault, so that another call may succeed."""
-    attempts = error.attempts if isinstance(error, AllAttemptsFailed) else [error]
-    kinds = [attempt.kind for attempt in attempts if isinstance(attempt, BackendError)]
-    return not PASSING.isdisjoint(kinds) and FINAL.isdisjoint(kinds)
-
-
-def may_return(error: BaseException) -> bool:
-    """Whether nobody could be chosen, and for somebody that may be out of date."""
-    return isinstance(error, NoEligibleLM) and error.decision is not None and of_the_moment(error.decision)
-
-
-def of_the_moment(decision: Decision) -> bool:
-    """Whether somebody is left out for a reason that may soon be none."""
-    return any(no.reason in OF_THE_MOMENT for no in decision.rejected)
-
-
-def work_seconds(scored: Scored) -> float:
-    """How long it is expected to work on the request, waiting left aside."""
-    waits = scored.slowdown * (scored.queue_wait + scored.ready_in)
-    return max(scored.seconds - scored.occupancy - waits, 0.0)
-
-
-def is_free(spec: LLMSpec) -> bool:
-    """Whether it may be asked twice for the same: it costs nothing and has no budget."""
-    return spec.is_free and not has_budget(spec)
-
-
-def spare(ranked: Sequence[Scored], at: str, left: float, promised: Mapping[str, int]) -> Scored | None:
-    """Who would be done with a request before the one that has it; the soonest of several.
-
-    Args:
-        ranked: Who could be called for it.
-        at: Root URL of the server that has it.
-        left: Seconds that it will probably still take there.
-        promised: Calls on their way to servers that do not count them yet, by root URL.
-    """
-    found = None
-    for s in ranked:
-        where = root(s.spec.api_base)
-        slots = ANY_NUMBER if s.slots is None else s.slots
-        idle = s.in_flight + promised.get(where, 0) < slots and not s.queue_wait and not s.ready_in
-        if where == at or not idle or not is_free(s.spec) or work_seconds(s) >= left:
-            continue
-        if found is None or work_seconds(s) < work_seconds(found):
-            found = s
-    return found
 
 
 # --- the course of a map
@@ -215,6 +137,7 @@ class _Course:
         self._state = state
         self._plan = plan
         self._again: deque[_Job] = deque()
+        self._aside: deque[_Job] = deque()  # what they need all who could do it are busy with
         self._taken = 0
         self._is_empty = False
         self._asked_at = -math.inf
@@ -236,11 +159,11 @@ class _Course:
             return
         most = room(ranked, len(self.runs), self._plan.at_most)
         while len(self.runs) < most:
-            job = self._next_job(most)
+            job = self._startable(most)
             if job is not None:
                 job.rounds += 1
                 yield from self._begin(_Run(job))
-            elif self._is_empty and (double := self._double()) is not None:
+            elif self._is_empty and not self._aside and (double := self._double()) is not None:
                 double.job.is_doubled = True
                 yield from self._begin(double)
             else:
@@ -248,7 +171,7 @@ class _Course:
 
     def waits(self) -> bool:
         """Whether items are left, nobody can be chosen for them, and somebody may soon come back."""
-        if self._away_since is None or not (self._again or not self._is_empty):
+        if self._away_since is None or not (self._again or self._aside or not self._is_empty):
             return False
         return self._state.clock.monotonic() - self._away_since < self._plan.patience
 
@@ -285,6 +208,32 @@ class _Course:
                 # Its frames would keep everything alive that the call had in hand.
                 self._finish(job.index, job.item, error=error.with_traceback(None))
 
+    def _startable(self, most: int) -> _Job | None:
+        """The next that somebody can take. Items that ask for what few can do must not queue for these few
+        while others are free for the rest.
+        """
+        for waiting in self._aside:
+            if not self.runs or self._has_room(waiting):
+                self._aside.remove(waiting)
+                return waiting
+        while len(self._aside) < AHEAD and (job := self._next_job(most)) is not None:
+            if not self.runs or self._has_room(job):
+                return job
+            self._aside.append(job)
+        return None
+
+    def _has_room(self, job: _Job) -> bool:
+        """Whether a server that can do it has a free slot, where it asks for other things than most do."""
+        if not self._is_special(job):
+            return True
+        ranked = self._state.decide(job.request).ranked
+        on_their_way = sum(not run.at and self._is_special(run.job) for run in self.runs)
+        return not ranked or free_slots(ranked) > on_their_way
+
+    def _is_special(self, job: _Job) -> bool:
+        usual = self._plan.usual
+        return (job.request.needs, job.request.features) != (usual.needs, usual.features)
+
     def _next_job(self, most: int) -> _Job | None:
         """The next to be called for; items that are wrong have their result at once."""
         if self._again:
@@ -305,7 +254,7 @@ class _Course:
     def _begin(self, run: _Run) -> Flow[None]:
         job, now = run.job, self._state.clock.monotonic()
         total = self._plan.total
-        backlog = 0 if total is None else total - self._taken + len(self._again)
+        backlog = 0 if total is None else total - self._taken + len(self._again) + len(self._aside)
         run.request = msgspec.structs.replace(job.request, backlog=backlog)
         if job.deadline is None and job.asked.seconds is not None:
             job.deadline = now + job.asked.seconds
@@ -364,7 +313,7 @@ class _Course:
 
 def _common(plan: Plan) -> Request:
     """What all items have in common, to know whose slots count."""
-    return Request(needs=plan.needs, features=plan.features)
+    return Request(needs=plan.needs, features=plan.usual.features)
 
 
 def _call(state: PoolState, run: _Run) -> Flow[Completion]:
