@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import http.client
 import re
@@ -288,3 +289,24 @@ def test_wrong_arguments_are_named() -> None:
         server.fail(faults.Cut(), times=0)
     with pytest.raises(TimeoutError, match="no request was aborted"):
         server.wait_aborted(0.01)
+
+
+def test_connections_at_the_last_moment_are_not_left_open() -> None:
+    """A socket that nobody closes is told by a warning, and warnings are errors here."""
+    for _ in range(40):
+        server = FakeServer().start()
+        address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+        opened: list[socket.socket] = []
+
+        def connect(address: tuple[str, int] = address, opened: list[socket.socket] = opened) -> None:
+            with contextlib.suppress(OSError):
+                for _ in range(6):
+                    opened.append(socket.create_connection(address, timeout=5))
+
+        client = threading.Thread(target=connect)
+        client.start()
+        server.close()
+        client.join()
+        for one in opened:
+            one.close()
+    gc.collect()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _HOST = "127.0.0.1"
 _BACKLOG = 1024
 # A start takes milliseconds; this only keeps a broken one from hanging the test run.
+_LAST_TURNS = 5
 _START_SECONDS = 30.0
 
 
@@ -160,8 +161,13 @@ class FakeServer:
         server = await self._loop.create_server(serving.protocol, sock=listener, backlog=_BACKLOG)
         ready.set()
         await self._halt.wait()
+        # What was accepted at the last moment is a connection only some turns of the loop later, and must not
+        # meet a closed server on its way: asyncio would leave its socket open.
+        self._loop.remove_reader(listener.fileno())
+        for _ in range(_LAST_TURNS):
+            serving.drop_connections()
+            await asyncio.sleep(0)
         server.close()
-        serving.drop_connections()
 
     def stop(self) -> None:
         """Drop every connection and refuse new ones, until `start`. Does nothing when stopped already."""
