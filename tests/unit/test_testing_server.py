@@ -300,8 +300,7 @@ def test_connections_at_the_last_moment_are_not_left_open() -> None:
 
         def connect(address: tuple[str, int] = address, opened: list[socket.socket] = opened) -> None:
             with contextlib.suppress(OSError):
-                for _ in range(6):
-                    opened.append(socket.create_connection(address, timeout=5))
+                opened.extend(socket.create_connection(address, timeout=5) for _ in range(6))
 
         client = threading.Thread(target=connect)
         client.start()
