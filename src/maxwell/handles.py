@@ -15,6 +15,7 @@ from maxwell.decision import Decision
 from maxwell.errors import EmptyReply, StatusError
 from maxwell.registry.specs import LLMSpec
 from maxwell.requirements import (
+    CONSTRAINTS,
     ChatOptions,
     CountOptions,
     PromptOptions,
@@ -157,7 +158,7 @@ class _ChosenLLM:
 
         known = shape_of(shape)
         messages, rest = _conversation(prompt, options)
-        for key in ("json_schema", "grammar", "choices", "regex"):
+        for key in CONSTRAINTS:
             if rest.get(key) is not None:
                 raise TypeError(f"parse has a constraint of its own, the type; drop {key}")
         call = self._call(messages, {**rest, "json_schema": known.schema})

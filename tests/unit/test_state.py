@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from maxwell.calls.state import PoolState
+from maxwell.calls.state import PoolState, called
 from maxwell.decision import Candidate, Request
 from maxwell.errors import LedgerError, UnknownName
 from maxwell.health import Health, HealthBook
@@ -218,10 +218,10 @@ def test_an_unknown_llm_is_answered_with_near_ones(name: str, message: str) -> N
 
 def test_an_embedding_is_found_by_name_before_its_tag() -> None:
     state = pool(embedding("one", "two", "default"), embedding("two", "default"))
-    assert [e.spec.name for e in state.embedding_entries("two")] == ["two"]
-    assert [e.spec.name for e in state.embedding_entries("default")] == ["one", "two"]
+    assert [e.spec.name for e in called(state.embeddings, "embedding", "two")] == ["two"]
+    assert [e.spec.name for e in called(state.embeddings, "embedding", "default")] == ["one", "two"]
     with pytest.raises(UnknownName, match="no embedding 'defualt'; did you mean default"):
-        state.embedding_entries("defualt")
+        called(state.embeddings, "embedding", "defualt")
 
 
 def test_an_empty_registry_says_so() -> None:

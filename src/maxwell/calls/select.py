@@ -11,9 +11,9 @@ from maxwell.calls.effects import Flow, Gather, Limits
 from maxwell.calls.entries import Entry
 from maxwell.calls.probe import PROBE_SECONDS, ask_all
 from maxwell.calls.spaces import Spaces
-from maxwell.calls.state import PoolState, with_tokens
+from maxwell.calls.state import PoolState, called, with_tokens
 from maxwell.decision import Decision, Rejected, Request, Scored
-from maxwell.errors import BudgetExceeded, LedgerError, NoEligibleLM, UnknownName
+from maxwell.errors import BudgetExceeded, LedgerError, NoEligibleLM
 from maxwell.explain import refusal
 from maxwell.health import Health
 from maxwell.scheduler import PASSING, decide
@@ -227,24 +227,10 @@ def choose_reranker(state: PoolState, name_or_tag: str | None) -> Flow[Entry]:
 
 
 def _called(entries: Sequence[Entry], what: str, name_or_tag: str | None) -> list[Entry]:
-    """The one of that name, else all with that tag, in registry order. Raises `UnknownName`."""
+    """See `called`; without a name or tag those with the tag "default", else all."""
     if name_or_tag is None:
         return [e for e in entries if "default" in e.spec.tags] or list(entries)
-    if not isinstance(name_or_tag, str):
-        raise TypeError(f"a name must be a str, not {name_or_tag!r}")
-    named = [e for e in entries if e.spec.name == name_or_tag]
-    found = named or [e for e in entries if name_or_tag in e.spec.tags]
-    if found:
-        return found
-    tags = sorted({tag for e in entries for tag in e.spec.tags})
-    names = list(dict.fromkeys([*(e.spec.name for e in entries), *tags]))
-    if not names:
-        raise UnknownName(f"no {what} {name_or_tag!r}: the registry declares none")
-    import difflib  # only for a mistake
-
-    meant = difflib.get_close_matches(name_or_tag, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(meant)}?" if meant else f"there is {', '.join(names[:8])}"
-    raise UnknownName(f"no {what} {name_or_tag!r}; {hint}")
+    return called(entries, what, name_or_tag)
 
 
 def _first_usable(

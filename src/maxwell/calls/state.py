@@ -108,30 +108,8 @@ class PoolState:
         _check_name(name)
         entry = self._by_name.get(name)
         if entry is None or not isinstance(entry.spec, LLMSpec):
-            raise UnknownName(self._unknown(name, self.llms, "LLM"))
+            raise _unknown("LLM", name, [e.spec.name for e in self.llms])
         return entry
-
-    def embedding_entries(self, name_or_tag: str) -> list[Entry]:
-        """The embedding of that name, else all with that tag, in registry order. Raises `UnknownName`."""
-        _check_name(name_or_tag)
-        named = [e for e in self.embeddings if e.spec.name == name_or_tag]
-        found = named or [e for e in self.embeddings if name_or_tag in e.spec.tags]
-        if not found:
-            raise UnknownName(self._unknown(name_or_tag, self.embeddings, "embedding"))
-        return found
-
-    @staticmethod
-    def _unknown(name: str, entries: Sequence[Entry], what: str) -> str:
-        names = [e.spec.name for e in entries]
-        if not names:
-            return f"no {what} {name!r}: the registry declares none"
-        if what == "embedding":
-            names += sorted({tag for e in entries for tag in e.spec.tags})
-        import difflib  # only for a mistake
-
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(names[:8])}"
-        return f"no {what} {name!r}; {hint}"
 
     def known(self, entry: Entry) -> Health | None:
         """Usable health of the entry's endpoint, or None."""
@@ -286,6 +264,30 @@ class PoolState:
 def _cache_of(candidate: Candidate) -> str:
     """Whose prompts are kept together: those of one model at one server."""
     return f"{candidate.endpoint} {candidate.spec.model}"
+
+
+def called(entries: Sequence[Entry], what: str, name_or_tag: str) -> list[Entry]:
+    """The one of that name, else all with that tag, in registry order. Raises `UnknownName`.
+
+    `what` they are is for the message: "embedding", "reranker".
+    """
+    _check_name(name_or_tag)
+    named = [e for e in entries if e.spec.name == name_or_tag]
+    found = named or [e for e in entries if name_or_tag in e.spec.tags]
+    if found:
+        return found
+    tags = sorted({tag for e in entries for tag in e.spec.tags})
+    raise _unknown(what, name_or_tag, list(dict.fromkeys([*(e.spec.name for e in entries), *tags])))
+
+
+def _unknown(what: str, name: str, names: Sequence[str]) -> UnknownName:
+    if not names:
+        return UnknownName(f"no {what} {name!r}: the registry declares none")
+    import difflib  # only for a mistake
+
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(names[:8])}"
+    return UnknownName(f"no {what} {name!r}; {hint}")
 
 
 def _check_name(name: object) -> None:

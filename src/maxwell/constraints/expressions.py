@@ -134,17 +134,22 @@ def repeat(item: Expr, least: int, most: int | None) -> Expr:
 
 def nullable(expr: Expr, empty_rules: frozenset[str] = frozenset()) -> bool:
     """Whether it may be the empty text, where `empty_rules` are the rules that may."""
+    return _derivable(expr, empty_rules, with_chars=False)
+
+
+def _derivable(expr: Expr, rules: frozenset[str], *, with_chars: bool) -> bool:
+    """Whether some text fits that is made of `rules`, and of characters where `with_chars`."""
     match expr:
         case Chars():
-            return False
+            return with_chars
         case Seq(items):
-            return all(nullable(item, empty_rules) for item in items)
+            return all(_derivable(item, rules, with_chars=with_chars) for item in items)
         case Alt(options):
-            return any(nullable(option, empty_rules) for option in options)
+            return any(_derivable(option, rules, with_chars=with_chars) for option in options)
         case Repeat(item, least, _):
-            return least == 0 or nullable(item, empty_rules)
+            return least == 0 or _derivable(item, rules, with_chars=with_chars)
         case Ref(name):
-            return name in empty_rules
+            return name in rules
 
 
 def _filled(expr: Expr) -> Expr | None:
@@ -193,9 +198,18 @@ def _total(numbers: list[int | None]) -> int | None:
 
 def empty_rules(rules: Mapping[str, Expr]) -> frozenset[str]:
     """The rules that may be the empty text."""
+    return _derivable_rules(rules, with_chars=False)
+
+
+def productive_rules(rules: Mapping[str, Expr]) -> frozenset[str]:
+    """The rules that some text fits, rather than going on for ever."""
+    return _derivable_rules(rules, with_chars=True)
+
+
+def _derivable_rules(rules: Mapping[str, Expr], *, with_chars: bool) -> frozenset[str]:
     found: frozenset[str] = frozenset()
     while True:
-        more = frozenset(name for name, expr in rules.items() if nullable(expr, found))
+        more = frozenset(n for n, expr in rules.items() if _derivable(expr, found, with_chars=with_chars))
         if more == found:
             return found
         found = more

@@ -26,6 +26,7 @@ from maxwell.constraints.expressions import (
     complement,
     empty_rules,
     nullable,
+    productive_rules,
     seq,
 )
 from maxwell.errors import BadConstraint
@@ -333,27 +334,3 @@ def _first_refs(expr: Expr, empty: frozenset[str], rule: str) -> Iterator[str]:
             yield from _first_refs(item, empty, rule)
         case Chars():
             return
-
-
-def productive_rules(rules: Rules) -> frozenset[str]:
-    """The rules that some text fits, rather than going on for ever."""
-    found: frozenset[str] = frozenset()
-    while True:
-        more = frozenset(name for name, expr in rules.items() if _productive(expr, found))
-        if more == found:
-            return found
-        found = more
-
-
-def _productive(expr: Expr, found: frozenset[str]) -> bool:
-    match expr:
-        case Chars():
-            return True
-        case Seq(items):
-            return all(_productive(item, found) for item in items)
-        case Alt(options):
-            return any(_productive(option, found) for option in options)
-        case Repeat(item, least, _):
-            return least == 0 or _productive(item, found)
-        case Ref(name):
-            return name in found

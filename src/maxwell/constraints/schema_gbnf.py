@@ -28,12 +28,13 @@ from maxwell.constraints.expressions import (
     complement,
     lengths,
     maybe,
+    productive_rules,
     repeat,
     seq,
     text,
 )
 from maxwell.constraints.formats import format_rules
-from maxwell.constraints.gbnf import parse_gbnf, productive_rules
+from maxwell.constraints.gbnf import parse_gbnf
 from maxwell.constraints.numbers import integer, number
 from maxwell.constraints.schemas import (
     CHECKED_FORMATS,
