@@ -11,7 +11,7 @@ from maxwell.backends.base import Backend
 from maxwell.backends.native_services import InfoRoute
 from maxwell.backends.rerank import RerankReply
 from maxwell.backends.services import EmbeddingReply, native_url
-from maxwell.backends.wire import BAD_JSON, TokensReply
+from maxwell.backends.wire import BAD_JSON, TokenPiece, TokensReply
 from maxwell.registry.specs import RerankerSpec, Spec
 from maxwell.types import BackendName, HTTPRequest
 
@@ -77,8 +77,4 @@ class TEIBackend(InfoRoute, _Embedder):
         return TokensReply(tokens=[piece.id for text in texts for piece in text])
 
 
-class _Piece(msgspec.Struct):
-    id: int
-
-
-_decode_texts = msgspec.json.Decoder(list[list[_Piece]]).decode
+_decode_texts = msgspec.json.Decoder(list[list[TokenPiece]]).decode

@@ -17,7 +17,7 @@ from maxwell.backends.enforced import by_llamacpp, by_vllm
 from maxwell.backends.listing import Probes, Props
 from maxwell.backends.native_services import InfoRoute, TokenRoutes
 from maxwell.backends.services import EmbeddingReply, native_url, vector_of
-from maxwell.backends.wire import BAD_JSON, TokensReply
+from maxwell.backends.wire import BAD_JSON, TokenPiece, TokensReply
 from maxwell.constraints import Unhonoured
 from maxwell.registry.specs import EmbeddingSpec, LLMSpec, Spec
 from maxwell.types import BackendName, ChatCall, Constraint, HTTPRequest, Usage
@@ -206,15 +206,11 @@ class TGIBackend(InfoRoute, Backend):
         return TokensReply(tokens=[piece.id for piece in pieces])
 
 
-class _Piece(msgspec.Struct):
-    id: int
-
-
 class _Templated(msgspec.Struct):
-    tokenize_response: list[_Piece]
+    tokenize_response: list[TokenPiece]
 
 
-_decode_pieces = msgspec.json.Decoder(list[_Piece] | _Templated).decode
+_decode_pieces = msgspec.json.Decoder(list[TokenPiece] | _Templated).decode
 
 
 def _no_tools(family: str, tools: bool) -> None:

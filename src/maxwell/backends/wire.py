@@ -137,6 +137,12 @@ class EmbeddingsReply(Struct):
     usage: WireUsage | None = None
 
 
+class TokenPiece(Struct):
+    """One token, as text-generation-inference and text-embeddings-inference tell it."""
+
+    id: int
+
+
 class TokensReply(Struct):
     """Replies of the tokenising routes of every family: whichever fields they share."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -111,15 +112,11 @@ class Serving:
         long = next((item for item in items if item.tokens > limit), None)
         if long is not None:
             return respond(dialect.embedding_overflow(long))
-        async with self._slots.one():
-            if isinstance(fault, faults.SlowFirstByte):
-                await asyncio.sleep(fault.seconds)
-            tokens = sum(item.tokens for item in items)
-            self._state.book(tokens, 0)
-            made = dialect.embeddings(body, dialect.vectors(body, items), tokens, next(self._numbers))
-            if isinstance(fault, faults.NoUsage):
-                made.pop("usage")
-            return await self._responder.deliver(request, recorded, dialect.json(made))
+
+        def make(tokens: int, number: int) -> Any:
+            return dialect.embeddings(body, dialect.vectors(body, items), tokens, number)
+
+        return await self._read(request, recorded, sum(item.tokens for item in items), make)
 
     async def _rerank(self, request: web.BaseRequest, ask: Ask, recorded: Recorded) -> web.StreamResponse:
         dialect, fault, respond = self._dialect, recorded.fault, self._responder.respond
@@ -136,16 +133,26 @@ class Serving:
         long = next((pair for pair in pairs if pair.tokens > limit), None)
         if long is not None:
             return respond(dialect.embedding_overflow(long))
+
+        def make(tokens: int, number: int) -> Any:
+            scores = [relevance(query, document) for document in documents]
+            return dialect.reranking(body, scores, tokens, number)
+
+        return await self._read(request, recorded, sum(pair.tokens for pair in pairs), make)
+
+    async def _read(
+        self, request: web.BaseRequest, recorded: Recorded, tokens: int, make: Callable[[int, int], Any]
+    ) -> web.StreamResponse:
+        """Hold a slot for what is only read, book it and deliver what `make` gives for tokens and number."""
+        fault = recorded.fault
         async with self._slots.one():
             if isinstance(fault, faults.SlowFirstByte):
                 await asyncio.sleep(fault.seconds)
-            tokens = sum(pair.tokens for pair in pairs)
             self._state.book(tokens, 0)
-            scores = [relevance(query, document) for document in documents]
-            made = dialect.reranking(body, scores, tokens, next(self._numbers))
+            made = make(tokens, next(self._numbers))
             if isinstance(fault, faults.NoUsage):
                 made.pop("usage")
-            return await self._responder.deliver(request, recorded, dialect.json(made))
+            return await self._responder.deliver(request, recorded, self._dialect.json(made))
 
 
 def _parse(raw: bytes) -> Any:
